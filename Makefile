@@ -1,0 +1,40 @@
+# Every target sets up what it needs: a virtual environment in .venv and the package in it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: run test app lab notebooks hooks clean help
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+run: $(READY)  ## the whole pipeline on the generated stand-in, then where the report is
+	$(BIN)/fakeface run --profile demo
+
+test: $(READY)  ## pytest, then every notebook as a test
+	$(BIN)/python -m pytest -q tests
+	$(BIN)/nbdev_test --n_workers 1 --timing
+
+app: $(READY)  ## the demo in a browser
+	$(BIN)/fakeface app
+
+lab: $(READY) hooks  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir nbs
+
+# Kept outputs come from here: run in order, without progress bars, cleaned of what differs by machine.
+notebooks: $(READY)  ## run all notebooks in place and export the package
+	$(BIN)/nbdev_export
+	TQDM_DISABLE=1 PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	$(BIN)/nbdev_clean
+
+hooks: $(READY)  ## let git clean and merge notebooks
+	git config --local include.path ../.gitconfig
+
+clean:  ## remove the environment, the runs and the generated data
+	rm -rf .venv runs data/standin* build *.egg-info
+
+$(READY): settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fakeface needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
