@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat, papermill, yaml
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from .core import *
 from .data import list_images
@@ -111,8 +112,9 @@ def run_step(
 ):
     "Execute one notebook into the run folder, as `.ipynb` and `.html`. Raises `FaceError` with the notebook's own line when the user can mend it."
     nbs, half, done = repo_path('nbs'), run_dir/f'.{step}.ipynb', run_dir/f'{step}.ipynb'
+    sockets = Config(KernelManager=dict(transport='ipc' if os.name == 'posix' else 'tcp'))  # out of reach of other users of the machine
     try: papermill.execute_notebook(str(nbs/f'{step}.ipynb'), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs), kernel_name='python3',
-                                    progress_bar=False, stderr_file=sys.stderr)
+                                    progress_bar=False, stderr_file=sys.stderr, config=sockets)
     except PapermillExecutionError as e:
         if e.ename in ('FaceError', 'ImageError'): raise FaceError(e.evalue) from None
         raise
