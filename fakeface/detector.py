@@ -90,7 +90,7 @@ def judge_batch(
         try: opened[i] = fit_to(torch.from_numpy(im if isinstance(im, np.ndarray) else open_image(im, name)), detector.size)
         except ImageError as e: out[i] = Verdict(name, error=e.cause)
     if opened:
-        x = to_input(torch.stack(list(opened.values())).to(detector.device), detector.normalize).contiguous(memory_format=torch.channels_last)
+        x = to_input(torch.stack(list(opened.values())).to(detector.device), detector.normalize)
         logits, maps = evidence(detector.model, x)
         p = p_fake(logits.cpu(), detector.temperature)
         heats = heat(maps, torch.from_numpy(np.where(p >= detector.threshold, FAKE, REAL)).to(maps.device)).cpu().numpy() if explain else None

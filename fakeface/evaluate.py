@@ -69,8 +69,8 @@ def metrics_table(
     result  # from `evaluate`
 ):
     "The metrics as a DataFrame to show: value, 95 % interval, and the counts behind a share."
-    rows = {n: dict(value=f'{m["value"]:.4f}', interval=f'{m["low"]:.4f} to {m["high"]:.4f}', images=f'{m["k"]} of {m["n"]}' if 'k' in m else '') for n, m in result['metrics'].items()}
-    return pd.DataFrame(rows).T.rename(columns=dict(interval='95 % interval'))
+    rows = [(n, f'{m["value"]:.4f}', f'{m["low"]:.4f} to {m["high"]:.4f}', f'{m["k"]} of {m["n"]}' if 'k' in m else '') for n, m in result['metrics'].items()]
+    return pd.DataFrame(rows, columns=['metric', 'value', '95 % interval', 'images']).set_index('metric')
 
 # %% ../nbs/04_evaluate.ipynb #32aaaf2c
 def plot_confusion(
@@ -79,7 +79,8 @@ def plot_confusion(
 ):
     "The confusion matrix as a figure: rows are what the image is, columns what the model says."
     ax = ax or plt.subplots(figsize=(3.4, 2.8))[1]
-    sns.heatmap(np.array(result['confusion']), annot=True, fmt='d', cmap='Blues', cbar=False, xticklabels=CLASSES, yticklabels=CLASSES, ax=ax, annot_kws=dict(size=14))
+    sns.heatmap(np.array(result['confusion']), annot=True, fmt='d', cmap='Blues', cbar=False, ax=ax, annot_kws=dict(size=14),
+                xticklabels=CLASSES, yticklabels=CLASSES)
     ax.set(xlabel='the model says', ylabel='the image is', title=f'{result["n"]:,} images')
     return ax
 
@@ -93,10 +94,12 @@ def plot_curves(
     fpr, tpr, _ = roc_curve(fake, score); precision, recall, _ = precision_recall_curve(fake, score)
     said = score >= threshold
     fig, (a, b) = plt.subplots(1, 2, figsize=(8, 3.2))
-    a.plot(fpr, tpr, color='C0'); a.plot([0, 1], [0, 1], color='0.7', ls=':'); a.plot(said[~fake].mean(), said[fake].mean(), 'o', color='C1', label=f'threshold {threshold:.2f}')
-    a.set(xlabel='share of reals accused', ylabel='share of fakes caught', title=f'ROC, area {roc_auc_score(fake, score):.4f}'); a.legend()
+    a.plot(fpr, tpr, color='C0'); a.plot([0, 1], [0, 1], color='0.7', ls=':')
+    a.plot(said[~fake].mean(), said[fake].mean(), 'o', color='C1', label=f'threshold {threshold:.2f}'); a.legend()
+    a.set(xlabel='share of reals accused', ylabel='share of fakes caught', title=f'ROC, area {roc_auc_score(fake, score):.4f}')
     b.plot(recall, precision, color='C0'); b.plot(said[fake].mean(), precision_score(fake, said, zero_division=0), 'o', color='C1')
-    b.set(xlabel='share of fakes caught (recall)', ylabel='share of accusations true (precision)', ylim=(0, 1.03), title=f'precision-recall, area {average_precision_score(fake, score):.4f}')
+    b.set(xlabel='share of fakes caught (recall)', ylabel='share of accusations true', ylim=(0, 1.03),
+          title=f'precision-recall, area {average_precision_score(fake, score):.4f}')
     fig.tight_layout()
     return fig
 
@@ -108,6 +111,7 @@ def plot_scores(
     "How the scores of both classes are spread; what lies on the wrong side of the line is an error."
     fig, ax = plt.subplots(figsize=(5, 2.6))
     sns.histplot(predictions, x='p_fake', hue='label', hue_order=CLASSES, bins=40, binrange=(0, 1), palette=['C1', 'C0'], element='step', ax=ax)
+    sns.move_legend(ax, 'upper center', title='the image is')
     ax.set(yscale='symlog', xlabel='p_fake', ylabel='images'); ax.axvline(threshold, color='k', ls=':'); fig.tight_layout()
     return fig
 
@@ -135,7 +139,7 @@ def plot_errors(
     fig, axes = plt.subplots(rows, cols, figsize=(10, 2 * rows), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for e, ax in zip(wrong.itertuples(), axes.flat):
-        ax.imshow(open_image(Path(root)/e.path, e.path).transpose(1, 2, 0)); ax.set_title(f'{e.error}: {e.label}, p_fake {e.p_fake:.2f}', fontsize=7)
+        ax.imshow(open_image(Path(root)/e.path, e.path).transpose(1, 2, 0)); ax.set_title(f'{e.error}, p_fake {e.p_fake:.2f}', fontsize=8)
     fig.tight_layout(pad=.4)
     return fig
 

@@ -159,12 +159,12 @@ def check_metadata(
     "Raise `FaceError` unless `meta` describes a model this package can run; returns it."
     def need(ok, what):
         if not ok: raise FaceError(f'{path}: {what}')
-    number = lambda v, lo, hi: isinstance(v, (int, float)) and not isinstance(v, bool) and lo < v < hi
+    number = lambda v, lo, hi: type(v) in (int, float) and lo < v < hi
     need(isinstance(meta, dict) and meta.get('format') == FORMAT, 'not a fakeface checkpoint (metadata missing or of another version)')
     need(meta.get('architecture') == 'resnet18', f'architecture {meta.get("architecture")!r} is not resnet18')
     need(meta.get('classes') == list(CLASSES), f'classes {meta.get("classes")!r} are not {list(CLASSES)}')
     pre = meta.get('preprocessing')
-    need(isinstance(pre, dict) and isinstance(pre.get('size'), int) and number(pre['size'], 31, 1025) and isinstance(pre.get('normalize'), bool),
+    need(isinstance(pre, dict) and type(pre.get('size')) is int and 32 <= pre['size'] <= 1024 and type(pre.get('normalize')) is bool,
          'preprocessing must hold size (32 to 1024) and normalize')
     need(number(meta.get('temperature'), 0, 1000), 'temperature must be a positive number')
     need(number(meta.get('threshold'), 0, 1), 'threshold must lie between 0 and 1')
@@ -181,7 +181,8 @@ def load_checkpoint(
     except ValueError: raise FaceError(f'{path}: metadata is not JSON') from None
     model = new_model()
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
-    if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own): raise FaceError(f'{path}: tensors are not those of a ResNet18 with two outputs')
+    if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
+        raise FaceError(f'{path}: tensors are not those of a ResNet18 with two outputs')
     if not all(torch.isfinite(v).all() for v in state.values()): raise FaceError(f'{path}: weights are not finite')
     model.load_state_dict(state, strict=False)
     return model.eval(), meta

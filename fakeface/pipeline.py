@@ -113,8 +113,8 @@ def run_step(
     "Execute one notebook into the run folder, as `.ipynb` and `.html`. Raises `FaceError` with the notebook's own line when the user can mend it."
     nbs, half, done = repo_path('nbs'), run_dir/f'.{step}.ipynb', run_dir/f'{step}.ipynb'
     sockets = Config(KernelManager=dict(transport='ipc' if os.name == 'posix' else 'tcp'))  # out of reach of other users of the machine
-    try: papermill.execute_notebook(str(nbs/f'{step}.ipynb'), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs), kernel_name='python3',
-                                    progress_bar=False, stderr_file=sys.stderr, config=sockets)
+    try: papermill.execute_notebook(str(nbs/f'{step}.ipynb'), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs),
+                                    kernel_name='python3', progress_bar=False, stderr_file=sys.stderr, config=sockets)
     except PapermillExecutionError as e:
         if e.ename in ('FaceError', 'ImageError'): raise FaceError(e.evalue) from None
         raise
@@ -148,12 +148,13 @@ def prepare(
     settings = resolve(content, sets)
     d, m = settings['01_data'], settings['02_model']
     if data: d['root'] = str(data)
-    if needs_data and not d['root']: raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
+    if needs_data and not d['root']:
+        raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
     else: d['standin_dir'] = str(repo_path('data'))
-    if m['weights'] not in ('imagenet', 'random'):
-        if not Path(m['weights']).is_file(): raise FaceError(f'model.weights={m["weights"]}: no such file; name imagenet, random or a weights file')
-        m['weights'] = str(Path(m['weights']).resolve())
+    if (w := m['weights']) not in ('imagenet', 'random'):
+        if not Path(w).is_file(): raise FaceError(f'model.weights={w}: no such file; name imagenet, random or a weights file')
+        m['weights'] = str(Path(w).resolve())
     run_dir = new_run_dir(out, profile)
     with atomic_write(run_dir/'config.yaml') as f: yaml.safe_dump(dict(profile=Path(profile).stem, settings=settings), f, sort_keys=False)
     save_json(run_dir/'environment.json', environment() | dict(seed=settings['03_train']['seed']))

@@ -120,13 +120,13 @@ def train_epoch(
     total, right, seen = 0., 0, 0
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc)):
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        with autocast(device, dtype): logits = model(to_input(images, normalize).contiguous(memory_format=torch.channels_last)).float()
+        with autocast(device, dtype): logits = model(to_input(images, normalize)).float()
         loss = cross_entropy(logits, targets, label_smoothing=label_smoothing)
         if not torch.isfinite(loss): raise FaceError(f'loss is {loss.item()} in batch {i + 1} of {desc}; lower train.lr, or set train.precision=fp32')
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward(); scaler.step(optimizer); scaler.update(); scheduler.step()
-        total, right, seen = total + loss.item() * len(targets), right + (logits.argmax(1) == targets).sum().item(), seen + len(targets)
-        bar.set_postfix(loss=f'{total / seen:.3f}', accuracy=f'{right / seen:.3f}')
+        total += loss.item() * len(targets); right += (logits.argmax(1) == targets).sum().item(); seen += len(targets)
+        bar.set_postfix(loss=f'{total / seen:.3f}', accuracy=f'{right / seen:.3f}', refresh=False)
     return total / seen, right / seen
 
 # %% ../nbs/03_train.ipynb #72c9c58c
@@ -142,7 +142,7 @@ def predict_logits(
     model.eval()
     out = []
     for images, _ in tqdm(batches, desc=desc, leave=False):
-        with autocast(device, dtype): out.append(model(to_input(images.to(device), normalize).contiguous(memory_format=torch.channels_last)).float().cpu())
+        with autocast(device, dtype): out.append(model(to_input(images.to(device), normalize)).float().cpu())
     return torch.cat(out).numpy()
 
 # %% ../nbs/03_train.ipynb #a0fe61b9
@@ -210,11 +210,12 @@ def fit(
         torch.manual_seed(epoch_seed(seed, epoch))
         start = time.perf_counter()
         row = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr'])
-        row['train_loss'], row['train_accuracy'] = train_epoch(model, train, normalize, optimizer, scheduler, scaler, device, dtype, label_smoothing, f'epoch {epoch + 1}/{epochs}')
+        row['train_loss'], row['train_accuracy'] = train_epoch(model, train, normalize, optimizer, scheduler, scaler, device, dtype,
+                                                               label_smoothing, f'epoch {epoch + 1}/{epochs}')
         row |= scores(predict_logits(model, valid, normalize, device, dtype, 'validation'), valid.dataset.targets)
         row['seconds'] = round(time.perf_counter() - start, 1)
-        if not history or row['valid_loss'] < min(h['valid_loss'] for h in history): best = {k: v.clone() for k, v in model.state_dict().items()}
         history.append(row)
+        if row['valid_loss'] == min(h['valid_loss'] for h in history): best = {k: v.clone() for k, v in model.state_dict().items()}
         if last: save_last(last, {n: p.state_dict() for n, p in parts.items()} | dict(history=history, best=best, key=key))
         print(' | '.join(f'{k} {v:.4g}' if k != 'epoch' else f'epoch {v}/{epochs}' for k, v in row.items()), flush=True)
     model.load_state_dict(best)
