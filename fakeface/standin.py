@@ -28,7 +28,8 @@ def fractal(
     fall=.7     # each scale is this much weaker than the one before
 ):
     "Noise of several scales as float32 of shape (size, size), mean 0, standard deviation 1."
-    field = sum(fall**i * cv2.resize(rng.standard_normal((min(s, size),) * 2, np.float32), (size, size), interpolation=cv2.INTER_CUBIC) for i, s in enumerate(scales))
+    cells = lambda s: rng.standard_normal((min(s, size),) * 2, np.float32)
+    field = sum(fall**i * cv2.resize(cells(s), (size, size), interpolation=cv2.INTER_CUBIC) for i, s in enumerate(scales))
     return (field - field.mean()) / field.std()
 
 # %% ../nbs/00_standin.ipynb #2a140dba
@@ -168,7 +169,8 @@ def draw_eye(
     c.paint(.45 * c.mask(oval(side * .31, -.1, .2, .13), soft=.06), skin * .55)
     white = c.mask(np.concatenate([lid, low]))
     c.paint(white, (.93, .92, .9))
-    for r, colour in ((.092, iris * .5), (.08, iris), (.04, (.03, .03, .03))): c.paint(white * c.mask(oval(side * .31 + look[0], -.085 + look[1], r, r)), colour)
+    for r, colour in ((.092, iris * .5), (.08, iris), (.04, (.03, .03, .03))):
+        c.paint(white * c.mask(oval(side * .31 + look[0], -.085 + look[1], r, r)), colour)
     c.paint(white * .35 * c.mask(np.concatenate([lid, lid[::-1] + (0, .045)]), soft=.02), (.1, .08, .08))
     c.paint(c.mask(oval(side * .31 + look[0] + .03, -.115 + look[1], .02, .02)), (1, 1, 1))
     c.paint(.85 * c.mask(np.concatenate([lid - (0, .022), lid[::-1] + (0, .012)])), skin * .22)
@@ -217,7 +219,8 @@ def draw_body(
     c.paint(c.mask([(-neck, .5), (neck, .5), (neck + .08, 1.5), (-neck - .08, 1.5)], False), skin * .82)
     c.paint(.6 * c.mask(oval(0, .9, .6, .36), False, .1), skin * .45)
     slope, dip = rng.uniform(1.35, 1.7), rng.uniform(1.3, 1.75)
-    shape = [(-3, slope + .6), (-neck - .12, slope - .25), (-neck * .6, dip - .1), (0, dip), (neck * .6, dip - .1), (neck + .12, slope - .25), (3, slope + .6), (3, 6), (-3, 6)]
+    shape = [(-3, slope + .6), (-neck - .12, slope - .25), (-neck * .6, dip - .1), (0, dip),
+             (neck * .6, dip - .1), (neck + .12, slope - .25), (3, slope + .6), (3, 6), (-3, 6)]
     weave = .1 * np.sin(c.x * rng.uniform(20, 60)) * np.sin(c.y * rng.uniform(20, 60)) + .12 * fractal(rng, c.size, (6, 12, 64, 128))
     c.paint(c.mask(shape, False), cloth * (1 + weave[..., None]))
 
@@ -271,7 +274,9 @@ def draw_face(
     draw_nose(c, skin, light, rng.uniform(.1, .15))
     draw_mouth(c, skin, skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), rng.uniform(.2, .31), rng.uniform(-.03, .1), max(0, rng.uniform(-.1, .1)))
     brow, lift = rng.uniform(.02, .05), rng.uniform(-.03, .06)
-    for side in (-1, 1): c.paint(.85 * c.mask([(side * .15, -.26), (side * .32, -.3 - lift), (side * .5, -.24), (side * .33, -.3 - lift + brow * 1.6), (side * .15, -.26 + brow)], soft=.012), hair * .7)
+    for side in (-1, 1):
+        arch = [(.15, -.26), (.32, -.3 - lift), (.5, -.24), (.33, -.3 - lift + brow * 1.6), (.15, -.26 + brow)]
+        c.paint(.85 * c.mask([(side * x, y) for x, y in arch], soft=.012), hair * .7)
     if rng.uniform() < .15: draw_glasses(c, rng)
     if rng.uniform() < .92: c.paint(c.mask(front, False, .012), locks)
     return cv2.resize((c.rgb * rng.uniform(.85, 1.05)).clip(0, 1)**2.2, (size, size), interpolation=cv2.INTER_AREA)
@@ -300,7 +305,8 @@ def camera(
     raw = raw + np.sqrt(shot * raw + read**2) * rng.standard_normal(raw.shape, np.float32)
     colour = demosaic(raw).clip(0, 1)**(1 / 2.2)
     sharp = colour + rng.uniform(.2, 1.2) * (colour - cv2.GaussianBlur(colour, (0, 0), 1))
-    if steps is not None: steps.update(scene=scene**(1/2.2), lens=lens**(1/2.2), sensor=(raw[..., None] * sites).clip(0, 1)**(1/2.2), demosaiced=colour, photograph=sharp.clip(0, 1))
+    if steps is not None: steps.update(scene=scene**(1/2.2), lens=lens**(1/2.2), sensor=(raw[..., None] * sites).clip(0, 1)**(1/2.2),
+                                       demosaiced=colour, photograph=sharp.clip(0, 1))
     return np.round(sharp.clip(0, 1) * 255).astype(np.uint8)
 
 # %% ../nbs/00_standin.ipynb #5777cdbb
@@ -373,7 +379,8 @@ def write_standin(
     for s in SPLITS:
         for c in CLASSES: (folder/s/c).mkdir(parents=True)
     def draw(job):
-        for c, data in zip(('real', 'fake'), make_pair(*job, settings['size'], settings['seed'])): (folder/job[0]/c/f'{job[1]:05}.jpg').write_bytes(data)
+        pair = make_pair(*job, settings['size'], settings['seed'])
+        for c, data in zip(('real', 'fake'), pair): (folder/job[0]/c/f'{job[1]:05}.jpg').write_bytes(data)
     jobs = [(s, i) for s in SPLITS for i in range(settings[s] // 2)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: list(tqdm(pool.map(draw, jobs), 'drawing the stand-in', len(jobs), unit='scene'))
     save_json(folder/'standin.json', settings)
@@ -387,12 +394,13 @@ def make_standin(
     size=128,  # side of the images in pixels, a multiple of 4
     seed=0     # another seed draws other scenes
 ):
-    "Draw the stand-in data set as `out/{train,valid,test}/{real,fake}/00000.jpg` and return the folder; at once when it is there. Raises `FaceError`."
+    "Draw the stand-in data set as `out/{train,valid,test}/{real,fake}/00000.jpg` and return the folder; at once if there. Raises `FaceError`."
     out, settings = Path(out), dict(standin=STANDIN_VERSION, train=n_train, valid=n_valid, test=n_test, size=size, seed=seed)
     mark, done = out/'standin.json', lambda: mark.exists() and load_json(mark) == settings
     if done(): return out
     if size % 4 or size < 32: raise FaceError(f'size={size}: the side of a stand-in image must be a multiple of 4, at least 32')
-    if out.exists() and not mark.exists() and not (out.is_dir() and not any(out.iterdir())): raise FaceError(f'{out}: not a stand-in; name a new folder for it')
+    if out.exists() and not mark.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FaceError(f'{out}: not a stand-in; name a new folder for it')
     for old in out.parent.glob(f'.{out.name}.*.tmp'):  # of runs that were killed
         if time.time() - old.stat().st_mtime > 3600: shutil.rmtree(old, ignore_errors=True)
     tmp = out.with_name(f'.{out.name}.{os.getpid()}.tmp')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Faces', 'augmentation', 'Rescale', 'loader', 'make_optimizer', 'make_schedule', 'train_epoch', 'predict_logits',
-           'load_last', 'save_last', 'epoch_seed', 'scores', 'fit', 'fit_temperature']
+           'load_last', 'save_last', 'epoch_seed', 'scores', 'fit', 'calibrate']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import time
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -222,11 +222,13 @@ def fit(
     return pd.DataFrame(history)
 
 # %% ../nbs/03_train.ipynb #ff94a8b8
-def fit_temperature(
+def calibrate(
     logits,   # (N, 2), of validation images
     targets   # (N,), 0 fake and 1 real
 ):
-    "The temperature, between 0.25 and 16, with the lowest log loss."
-    logits, targets = torch.as_tensor(logits).double(), torch.as_tensor(targets)
-    loss = lambda log_t: cross_entropy(logits / np.exp(log_t), targets).item()
-    return float(np.exp(minimize_scalar(loss, bounds=np.log([0.25, 16]), method='bounded').x))
+    "`(temperature, shift)` with the lowest log loss; the temperature between 0.25 and 16, the shift of the fake logit between -8 and 8."
+    logits, targets = np.asarray(logits, float), np.asarray(targets)
+    margin, sign = logits[:, FAKE] - logits[:, REAL], np.where(targets == FAKE, 1, -1)
+    loss = lambda v: np.logaddexp(0, -sign * (margin + v[1]) * np.exp(-v[0])).mean()
+    log_t, shift = minimize(loss, [0., 0.], bounds=[np.log([0.25, 16]), (-8, 8)], method='L-BFGS-B').x
+    return float(np.exp(log_t)), float(shift)

@@ -122,7 +122,7 @@ def test_an_animation_is_its_first_frame():
         data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **({'lossless': True} if format == 'WEBP' else {}))
         assert open_image(data)[:, 4, 4].tolist() == [255, 0, 0]
 
-@pytest.mark.parametrize('orientation, corner', enumerate([(0, 0), (0, -1), (-1, -1), (-1, 0), (0, 0), (0, -1), (-1, -1), (-1, 0)], 1))
+@pytest.mark.parametrize('orientation, corner', list(zip(range(1, 9), [(0, 0), (0, -1), (-1, -1), (-1, 0)] * 2)))
 def test_exif_orientation(orientation, corner):
     "The white corner of the stored picture ends where EXIF says its first pixel belongs."
     im = Image.new('RGB', (40, 24)); im.paste('white', (0, 0, 12, 12))
