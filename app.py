@@ -1,13 +1,13 @@
 "The demo: drop in photographs, read what the detector says of them and see why. Layout and state only; what is computed comes from `fakeface`."
 
-import csv, io, os
+import io, os
 from collections import Counter
 
 import streamlit as st
 from starlette.formparsers import MultiPartParser
 
 from fakeface.core import MAX_BYTES, SUFFIXES, FaceError
-from fakeface.detector import COLUMNS, Detector, row
+from fakeface.detector import Detector, csv_rows
 
 MAX_FILES, MAX_TOTAL = 100, 4 * MAX_BYTES  # judged in one session at a time
 PER_PAGE = 10                              # images shown in full at once
@@ -50,7 +50,7 @@ def judge(detector, files):
 def as_csv(verdicts):
     "The verdicts as `fakeface predict --csv` writes them."
     out = io.StringIO()
-    csv.writer(out, lineterminator='\n').writerows([COLUMNS, *map(row, verdicts)])
+    list(csv_rows(verdicts, out))  # a generator: it writes as it is read
     return out.getvalue()
 
 # File names and causes come from strangers: `st.text`, `alt` and table cells show them as they are, every other element would read them as Markdown.

@@ -27,12 +27,10 @@ def fit_to(
     image,  # uint8 tensor (3, H, W)
     size    # side in pixels
 ):
-    "`image` as (3, size, size) uint8: shorter side resized (bilinear, antialiased), centre cropped; unchanged when it has that size."
-    h, w = image.shape[-2:]
-    if (h, w) == (size, size): return image
-    scale = size / min(h, w)
-    image = TF.resize(image, [max(size, round(h * scale)), max(size, round(w * scale))], antialias=True)
-    return TF.center_crop(image, [size, size])
+    "`image` as (3, size, size) uint8: centre square, resized (bilinear, antialiased); unchanged when it has that size."
+    if image.shape[-2:] == (size, size): return image
+    square = TF.center_crop(image, [min(image.shape[-2:])] * 2)  # first, or a strip of 60,000 x 1 pixels would grow before it is cut
+    return TF.resize(square, [size, size], antialias=True)
 
 # %% ../nbs/02_model.ipynb #29b1cea8
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, with which torchvision's weights were trained
@@ -56,7 +54,7 @@ def read_tensors(
 ):
     "The tensors of a weights file, `{name: tensor}`, and its text metadata. Raises `FaceError` for anything else, a pickled object included."
     path = Path(path)
-    if not path.is_file(): raise FaceError(f'{path}: no such weights file')
+    if not path.is_file(): raise FaceError(f'{path}: no such weights file; fakeface run trains one, --weights names another')
     try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}

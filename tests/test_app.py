@@ -99,7 +99,6 @@ def test_each_upload_is_judged_once(app, monkeypatch):
     after = [i.value for i in app.image]
     assert judged == ['a.jpg', 'b.jpg']
     assert [a == b for a, b in zip(after, before)] == [True, False] * 2  # the photographs stay, the overlays change
-    app.file_uploader[0].upload('c.jpg', picture(2))
     app.file_uploader[0].clear().run()
     assert not app.subheader and not app.session_state.verdicts      # forgotten with the upload
 
@@ -233,8 +232,10 @@ def test_screenshot():
         page.locator('input[type=file]').set_input_files(images)
         page.get_by_alt_text('as the model saw it').nth(min(len(images), 10) - 1).wait_for()
         height = page.evaluate('document.querySelector("[data-testid=stMainBlockContainer]").scrollHeight')
-        page.set_viewport_size(dict(width=1280, height=min(height, 1400)))
+        page.set_viewport_size(dict(width=1280, height=min(height, 1300)))
         page.wait_for_timeout(1000)  # until the layout rests
-        picture = Image.open(io.BytesIO(page.screenshot()))
-    picture.convert('RGB').quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.FLOYDSTEINBERG).save(target, 'PNG', optimize=True)
+        picture = Image.open(io.BytesIO(page.screenshot())).convert('RGB')
+    picture.save(target, 'PNG', optimize=True)
+    if target.stat().st_size >= 300_000:  # Pillow dithers only to a palette it is given
+        picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG).save(target, 'PNG', optimize=True)
     assert target.stat().st_size < 300_000

@@ -1,0 +1,140 @@
+"The command: mistakes end in one line and code 2 and leave nothing behind; results are rows."
+
+import csv, json, os, pickle, shutil, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from fakeface.cli import parser
+from fakeface.detector import COLUMNS, Detector
+
+COMMANDS = ('predict', 'evaluate', 'run', 'audit', 'fetch', 'app', 'ship')
+PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n', number='train: 3\n', sequence='train: [1]\n', list='- a\n',
+                text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
+
+@pytest.fixture(scope='module')
+def world(drawn, checkpoint, tmp_path_factory):
+    "Everything a person may get wrong, in one folder."
+    d = tmp_path_factory.mktemp('world')
+    shutil.copytree(drawn, d/'faces'); shutil.copytree(drawn/'train'/'real', d/'one'/'real'); shutil.copytree(drawn/'train', d/'unsplit')
+    shutil.copyfile(drawn/'test'/'real'/'00000.jpg', d/'photo.jpg')
+    (d/'broken.jpg').write_bytes((d/'photo.jpg').read_bytes()[:700]); (d/'page.jpg').write_text('<html>')
+    Image.open(d/'photo.jpg').save(d/'whole.tif', compression='tiff_lzw'); (d/'broken.tif').write_bytes((d/'whole.tif').read_bytes()[:-5000])
+    for name in ('empty', 'notes', 'bad', 'folder.yaml', 'no-config', 'odd-run', 'text-run'): (d/name).mkdir()
+    (d/'notes'/'readme.txt').write_text('x'); shutil.copyfile(d/'broken.jpg', d/'bad'/'1.jpg'); (d/'bad'/'2.jpg').touch()
+    for name in ('pickle.pth', 'pickle.safetensors'): (d/name).write_bytes(pickle.dumps(os.getcwd))
+    shutil.copyfile(checkpoint, d/'good.safetensors'); (d/'cut.safetensors').write_bytes(checkpoint.read_bytes()[:9999])
+    for name, text in PROFILES.items(): (d/f'{name}.yaml').write_text(text)
+    (d/'odd-run'/'config.yaml').write_text('settings: [1\n'); (d/'text-run'/'config.yaml').write_text('hello\n')
+    return d
+
+JUDGE, RUN = ['predict', '{d}/photo.jpg', '--device', 'cpu'], ['run', '--data', '{d}/faces']
+BAD = [
+    ['predict', '{d}/none.jpg'], ['predict', '{d}/photo.jpg', '{d}/none.jpg'], ['predict', '{d}/empty'], ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'],
+    ['predict', '{d}/' + 'x' * 300], *(['predict', f'{{d}}/{n}', '--weights', '{d}/good.safetensors'] for n in ('broken.jpg', 'page.jpg', 'broken.tif')),
+    *([*JUDGE, '--weights', f'{{d}}/{n}'] for n in ('none.safetensors', 'pickle.pth', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
+    ['predict', '{d}/photo.jpg', '--device', 'gpu', '--weights', '{d}/good.safetensors'],
+    [*JUDGE, '--weights', '{d}/good.safetensors', '--csv', '{d}/empty'], [*JUDGE, '--weights', '{d}/good.safetensors', '--csv', '{d}/photo.jpg/x.csv'],
+    [*JUDGE, '--weights', '{d}/good.safetensors', '--heatmaps', '{d}/photo.jpg'],
+    *(['evaluate', f'{{d}}/{n}', '--weights', '{d}/good.safetensors'] for n in ('none', 'empty', 'notes', 'photo.jpg')),
+    ['evaluate', '{d}/unsplit', '--split', 'test', '--weights', '{d}/good.safetensors'], ['evaluate', '{d}/one', '--weights', '{d}/good.safetensors', '--json', '{d}/empty'],
+    *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), ['ship', '{d}/empty'],
+    *(['run', '--profile', p] for p in ('demmo', '140k', '{d}/none.yaml', '{d}/folder.yaml', '', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
+    *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), ['run', '--out', '{d}/photo.jpg'],
+    *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs', 'epochs=3', 'train.epochs=[1',
+                                   'model.weights=none.pth', 'data.run_dir=x')),
+    *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8', 'train.device=gpu', 'train.lr=-1',
+                                   'train.crop=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
+    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'],
+    ['fetch'],
+]
+
+def name(args): return ' '.join(ascii(a)[1:-1].replace('{d}/', '')[:24] for a in args)
+
+@pytest.fixture(scope='module')
+def outcomes(cli, world, tmp_path_factory):
+    "Every mistake made once, each in a folder of its own, two at a time."
+    offline = os.environ | {f'{p}_proxy': 'http://127.0.0.1:9' for p in ('http', 'https')} | dict(HOME=str(tmp_path_factory.mktemp('home')))
+    def make(args):
+        here = tmp_path_factory.mktemp('here')
+        return name(args), (*cli(*(a.replace('{d}', str(world)) for a in args), cwd=here, env=offline, timeout=120), sorted(p.name for p in here.iterdir()))
+    before = sorted(world.rglob('*'))
+    with ThreadPoolExecutor(2) as pool: made = dict(pool.map(make, BAD))
+    return made | dict(left=sorted(set(world.rglob('*')) - set(before)))
+
+@pytest.mark.parametrize('mistake', map(name, BAD))
+def test_a_mistake_is_one_line_and_code_2(outcomes, mistake):
+    code, out, err, left = outcomes[mistake]
+    assert code == 2 and err.count('\n') == 1 and err.startswith('fakeface: ') and len(err) > 20, err
+    assert not out and not left
+
+def test_mistakes_leave_nothing(outcomes): assert not outcomes['left']
+
+@pytest.mark.parametrize('args', [['frobnicate'], [], ['predict'], ['run', '--resume'], ['run', '--frob'], ['app', '--port', 'abc'], ['evaluate', 'x', '--split', 'all']], ids=name)
+def test_wrong_usage_is_code_2(args, capsys):
+    with pytest.raises(SystemExit) as e: parser().parse_args(args)
+    assert e.value.code == 2 and 'usage: fakeface' in capsys.readouterr().err
+
+def test_help_teaches_and_is_quick_because_torch_stays_away(cli, capsys):
+    code, out, err = cli('--help')
+    assert code == 0 and not err and 'fakeface predict photo.jpg' in out and all(c in out for c in COMMANDS)
+    for c in COMMANDS:
+        with pytest.raises(SystemExit) as e: parser().parse_args([c, '--help'])
+        assert e.value.code == 0 and f'usage: fakeface {c}' in capsys.readouterr().out
+    code = "import sys\nfrom fakeface.cli import main\ntry: main(['predict', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.splitlines()[-1] == 'False'
+
+def test_version(cli):
+    from importlib.metadata import version
+    assert cli('--version') == (0, f'fakeface {version("fakeface")}\n', '')
+
+def test_one_image(cli, world):
+    code, out, err = cli('predict', world/'photo.jpg', '--weights', world/'good.safetensors', '--device', 'cpu')
+    v, = Detector.load(world/'good.safetensors', 'cpu').predict(world/'photo.jpg')
+    assert code == 0 and out == f'{v.verdict}  {v.p_fake:.3f}  {world/"photo.jpg"}\n' and err.count('\n') == 1
+
+def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path):
+    "One corrupt image is a row, odd names come through unchanged, and each good image gets its heatmap."
+    photo = (world/'photo.jpg').read_bytes()
+    names = [b'a.jpg', b'b,"c".jpg', b'new\nline.jpg', b'latin-\xe9.jpg', ('\u9762' * 80).encode() + b'.jpg', '\u202egpj.jpg'.encode()]
+    (tmp_path/'in').mkdir()
+    for n in names: open(os.path.join(os.fsencode(tmp_path/'in'), n), 'wb').write(photo)
+    (tmp_path/'in'/'corrupt.jpg').write_bytes(photo[:700])
+    code, out, err = cli('predict', tmp_path/'in', '--weights', world/'good.safetensors', '--csv', tmp_path/'new'/'out.csv', '--heatmaps', tmp_path/'heat')
+    assert code == 0 and not out and 'Traceback' not in err, err
+    with open(tmp_path/'new'/'out.csv', newline='', encoding='utf-8', errors='surrogateescape') as f: head, *rows = csv.reader(f)
+    assert tuple(head) == COLUMNS == ('path', 'face', 'p_fake', 'verdict', 'error')
+    assert {os.fsencode(r[0]) for r in rows} == {os.path.join(os.fsencode(tmp_path/'in'), n) for n in [*names, b'corrupt.jpg']}
+    bad, = [r for r in rows if r[4]]
+    assert bad[0].endswith('corrupt.jpg') and bad[1:4] == ['0', '', ''] and 'damaged' in bad[4]
+    assert all(r[1] == '0' and 0 <= float(r[2]) <= 1 and r[3] in ('fake', 'real') for r in rows if r is not bad) and len({r[2] for r in rows if r is not bad}) == 1
+    assert err.count('\n') == 2 and 'corrupt.jpg' in err.splitlines()[0] and '7 images' in err.splitlines()[1]
+    overlays = [Image.open(p) for p in (tmp_path/'heat').iterdir()]
+    assert len(overlays) == 6 and all(im.format == 'PNG' and im.size == (64, 64) for im in overlays)
+    code, out, err = cli('predict', tmp_path/'in', '--weights', world/'good.safetensors')
+    assert code == 0 and out.count('\n') == 6 and err.count('\n') == 2
+
+def test_nothing_readable_in_a_folder(cli, world, tmp_path):
+    code, out, err = cli('predict', world/'bad', '--weights', world/'good.safetensors')
+    assert code == 2 and not out and err.count('\n') == 3 and all(line.startswith('fakeface: ') for line in err.splitlines())
+
+def test_a_reader_that_leaves_early(world):
+    "`fakeface predict folder | head -1` is no error to anybody."
+    from conftest import COMMAND
+    p = subprocess.Popen([COMMAND, 'predict', world/'faces'/'train', '--weights', world/'good.safetensors'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.close()
+    err = p.stderr.read(); p.wait()
+    assert 'Traceback' not in err and 'Error' not in err
+
+def test_evaluate(cli, world, tmp_path):
+    code, out, err = cli('evaluate', world/'faces', '--split', 'test', '--weights', world/'good.safetensors', '--json', tmp_path/'n.json')
+    result = json.loads((tmp_path/'n.json').read_text())
+    assert code == 0 and result['n'] == 12 and result['source'] == 'faces' and f'{result["metrics"]["accuracy"]["value"]:.4f}' in out
+    code, out, err = cli('evaluate', world/'one', '--weights', world/'good.safetensors')
+    assert code == 0 and '16 real' in out and 'auc' not in out
+
+def test_audit(cli, world, tmp_path):
+    shutil.copytree(world/'faces', tmp_path/'faces'); shutil.copyfile(world/'broken.jpg', tmp_path/'faces'/'test'/'fake'/'00000.jpg')
+    code, out, err = cli('audit', tmp_path/'faces')
+    assert code == 0 and 'passed over: test/fake/00000.jpg: damaged' in out and '54 images usable' in out and 'JPEG' in out

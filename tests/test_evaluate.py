@@ -1,0 +1,107 @@
+"The numbers: as scikit-learn has them, each with an interval, and defined for whatever a folder holds."
+
+import shutil
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from fakeface.core import FaceError
+from fakeface.detector import Detector
+from fakeface.evaluate import compare_errors, errors, evaluate, metrics_table, plot_confusion, plot_curves, plot_errors, wilson
+from fakeface.report import answer, evaluate_folder, fill, results_markdown
+
+def drawn_scores(seed, n_fake=60, n_real=40, apart=1.):
+    rng = np.random.default_rng(seed)
+    z = np.r_[rng.normal(apart, 1, n_fake), rng.normal(-apart, 1, n_real)].round(1)  # rounded: ties occur
+    return pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(len(z))], label=['fake'] * n_fake + ['real'] * n_real, p_fake=1 / (1 + np.exp(-z))))
+
+@pytest.mark.parametrize('threshold', [.5, .2, .9])
+@pytest.mark.parametrize('seed', range(3))
+def test_as_scikit_learn_has_them(seed, threshold):
+    t = drawn_scores(seed)
+    result = evaluate(t, threshold, bootstrap=100)
+    fake, said = t.label == 'fake', t.p_fake >= threshold
+    theirs = dict(accuracy=sk.accuracy_score(fake, said), precision=sk.precision_score(fake, said, zero_division=0), recall=sk.recall_score(fake, said),
+                  specificity=sk.recall_score(~fake, ~said), f1=sk.f1_score(fake, said), auc=sk.roc_auc_score(fake, t.p_fake),
+                  average_precision=sk.average_precision_score(fake, t.p_fake))
+    assert {k: v['value'] for k, v in result['metrics'].items()} == pytest.approx(theirs)
+    assert result['confusion'] == sk.confusion_matrix(t.label, np.where(said, 'fake', 'real'), labels=['fake', 'real']).tolist()
+    for m in result['metrics'].values():
+        assert 0 <= m['low'] <= m['value'] <= m['high'] <= 1 and ('k' not in m or m['k'] / m['n'] == m['value'])
+    assert (result['n'], result['n_fake'], result['n_real'], result['threshold']) == (100, 60, 40, threshold)
+
+def test_more_images_narrow_the_interval():
+    width = lambda m: m['high'] - m['low']
+    few, many = (evaluate(drawn_scores(0, n, n), bootstrap=200)['metrics'] for n in (50, 2000))
+    assert all(width(many[k]) < width(few[k]) / 3 for k in many)
+
+def test_the_interval_is_wilsons():
+    assert wilson(0, 10) == pytest.approx((0, .27753), abs=1e-4) and wilson(81, 263) == pytest.approx((.25527, .36621), abs=1e-4)  # Wilson 1927; Newcombe 1998, table I
+    assert wilson(0, 0) == (0, 1)
+
+def test_a_score_at_the_threshold_is_fake():
+    assert evaluate(pd.DataFrame(dict(label=['fake', 'real'], p_fake=[.5, .5])), .5, bootstrap=10)['confusion'] == [[1, 0], [1, 0]]
+
+@pytest.mark.parametrize('label', ['fake', 'real'])
+def test_one_class(label):
+    t = drawn_scores(0).query('label == @label')
+    result = evaluate(t, bootstrap=10)
+    assert {'auc', 'f1', 'average_precision'}.isdisjoint(result['metrics']) and result['n'] == len(t)
+    known = 'recall' if label == 'fake' else 'specificity'
+    assert result['metrics'][known]['value'] == result['metrics']['accuracy']['value']
+    row = results_markdown({'x': result}).splitlines()[2].split('|')
+    assert row[3].strip() == '' and sum(bool(c.strip()) for c in row) == 3  # name, counts, the one share
+    assert len(metrics_table(result)) and answer(result | dict(source='x'))
+
+def test_no_errors_and_nothing_but_errors(tmp_path):
+    for sign in (1, -1):
+        t = drawn_scores(0, apart=9. * sign)
+        result = evaluate(t, bootstrap=50)
+        assert result['metrics']['accuracy']['value'] == result['metrics']['auc']['value'] == (sign > 0)
+        assert len(errors(t)) == (0 if sign > 0 else 100)
+        assert all(np.isfinite(list(m.values())).all() for m in result['metrics'].values())
+        for figure in (plot_confusion(result).figure, plot_curves(t), plot_errors(tmp_path, errors(t).head(0))): plt.close(figure)
+    assert compare_errors(pd.DataFrame(dict(wrong=[False] * 20, v=range(20)))).empty
+
+def test_errors_come_surest_first():
+    t = drawn_scores(1)
+    wrong = errors(t, .4)
+    assert len(wrong) == ((t.p_fake >= .4) != (t.label == 'fake')).sum() > 0 and wrong.confidence.is_monotonic_decreasing
+    assert ((wrong.error == 'miss') == (wrong.label == 'fake')).all()
+
+@pytest.fixture(scope='module')
+def detector(checkpoint): return Detector.load(checkpoint, 'cpu')
+
+def test_a_folder(detector, drawn):
+    result = evaluate_folder(detector, drawn, 'test', 50, progress=False)
+    assert (result['n_fake'], result['n_real'], result['unreadable'], result['source'], result['split']) == (6, 6, 0, 'drawn', 'test')
+    said = {c: sum(v.verdict == 'fake' for v in detector.predict(sorted((drawn/'test'/c).iterdir()))) for c in ('fake', 'real')}
+    assert result['confusion'] == [[said['fake'], 6 - said['fake']], [said['real'], 6 - said['real']]]
+    assert evaluate_folder(detector, drawn, None, 50, progress=False)['n'] == 56
+
+def test_a_folder_without_splits_with_one_bad_file(detector, faces):
+    bad = next((faces/'valid'/'real').iterdir()); bad.write_bytes(bad.read_bytes()[:500])
+    result = evaluate_folder(detector, faces/'valid', None, 50, progress=False)
+    assert (result['n'], result['n_real'], result['unreadable']) == (11, 5, 1)
+
+def test_a_folder_of_one_class(detector, faces):
+    shutil.rmtree(faces/'test'/'real')
+    result = evaluate_folder(detector, faces/'test', None, 50, progress=False)
+    assert result['n_real'] == 0 and 'auc' not in result['metrics'] and 'accused 0 of 0' in answer(result)
+
+def test_a_folder_that_cannot_be_judged(detector, faces, tmp_path):
+    for p in (faces/'valid').rglob('*.jpg'): p.write_bytes(b'x')
+    for root, split in ((faces/'valid', None), (faces/'train', 'test'), (faces/'train'/'real', None), (tmp_path/'none', None)):
+        with pytest.raises(FaceError) as e: evaluate_folder(detector, root, split, 10, progress=False)
+        assert str(root) in str(e.value) and '\n' not in str(e.value)
+
+def test_numbers_between_marks(tmp_path):
+    page = tmp_path/'a.md'
+    page.write_text('<!-- a -->old<!-- /a --> kept \\1 <!-- b -->kept<!-- /b -->')
+    fill(page, 'a', 'new \\g<0>')
+    fill(page, 'a', 'newer \\g<0>')
+    assert page.read_text() == '<!-- a -->\nnewer \\g<0>\n<!-- /a --> kept \\1 <!-- b -->kept<!-- /b -->'
+    with pytest.raises(FaceError): fill(page, 'c', 'x')

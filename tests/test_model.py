@@ -1,0 +1,179 @@
+"Weights from strangers: what fits is used, what does not is refused in one line, and no file ever runs code."
+
+import json, pickle, socket, threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import resnet18
+
+from fakeface.core import FaceError
+from fakeface.detector import Detector
+from fakeface.model import META_KEY, build_model, fit_to, load_checkpoint, metadata, p_fake, pick_device, pick_dtype, save_checkpoint, to_input
+from fakeface.train import load_last
+
+class Trap:
+    "A pickle of this writes a file when it is opened carelessly."
+    def __init__(self, path): self.path = str(path)
+    def __reduce__(self): return (open, (self.path, 'w'))
+
+@pytest.fixture
+def refused(tmp_path):
+    "Loads a checkpoint that must be refused in one line naming the file; returns the line."
+    def load(path, f=load_checkpoint):
+        with pytest.raises(FaceError) as e: f(path)
+        assert str(e.value).startswith(str(path)) and '\n' not in str(e.value)
+        return str(e.value)
+    return load
+
+@pytest.fixture
+def rewritten(checkpoint, tmp_path):
+    "A copy of the checkpoint with other tensors, metadata or raw metadata text."
+    def write(tensors=lambda t: t, meta=None, text=None):
+        save_file(tensors(load_file(checkpoint)), path := tmp_path/'m.safetensors', {META_KEY: text if text is not None else json.dumps(metadata(size=64) if meta is None else meta)})
+        return path
+    return write
+
+def test_round_trip(tmp_path):
+    model, meta = build_model('random', seed=3)[0].eval(), metadata(size=96, normalize=False, temperature=1.7, threshold=.4, note='a')
+    save_checkpoint(tmp_path/'m.safetensors', model, meta)
+    again, read = load_checkpoint(tmp_path/'m.safetensors')
+    x = torch.randn(2, 3, 96, 96)
+    assert read == meta and not again.training and torch.allclose(model(x), again(x), atol=2e-2)
+    save_checkpoint(tmp_path/'n.safetensors', again, read)
+    assert (tmp_path/'m.safetensors').read_bytes() == (tmp_path/'n.safetensors').read_bytes()  # nothing is lost a second time
+
+def test_a_pickle_is_never_run(tmp_path, refused):
+    trap = tmp_path/'sprung'
+    for name in ('m.safetensors', 'm.pth', 'm.pt', 'last.ckpt'):
+        for dump in (lambda o, p: torch.save(o, p), lambda o, p: p.write_bytes(pickle.dumps(o)), lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False)):
+            dump({'conv1.weight': torch.zeros(64, 3, 7, 7), 'x': Trap(trap)}, tmp_path/name)
+            for f in (load_checkpoint, build_model, lambda p: load_last(p, ''), Detector.load): refused(tmp_path/name, f)
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Trap(trap)))
+    assert trap.exists()  # the trap works
+
+@pytest.mark.parametrize('name', ['none.safetensors', 'none.pth', 'folder.safetensors', 'empty.safetensors', 'noise.safetensors', 'noise.pth', 'module.pth', 'list.pth'])
+def test_what_is_no_weights_file(name, tmp_path, refused):
+    (tmp_path/'folder.safetensors').mkdir(); (tmp_path/'empty.safetensors').touch()
+    for n in ('noise.safetensors', 'noise.pth'): (tmp_path/n).write_bytes(np.random.default_rng(0).bytes(999))
+    torch.save(nn.Linear(2, 2), tmp_path/'module.pth'); torch.save([1, 2], tmp_path/'list.pth')
+    refused(tmp_path/name); refused(tmp_path/name, build_model)
+
+def test_truncated_anywhere(checkpoint, tmp_path, refused):
+    data = checkpoint.read_bytes()
+    for n in (1, 8, 100, 5000, len(data) // 2, len(data) - 1):
+        (tmp_path/'m.safetensors').write_bytes(data[:n]); refused(tmp_path/'m.safetensors')
+
+@pytest.mark.parametrize('change, why', [
+    (lambda t: {k: v for k, v in t.items() if k != 'fc.bias'}, 'ResNet18'), (lambda t: t | {'extra': torch.zeros(1)}, 'ResNet18'),
+    (lambda t: t | {'fc.weight': torch.zeros(3, 512), 'fc.bias': torch.zeros(3)}, 'ResNet18'), (lambda t: {'a': torch.zeros(1)}, 'ResNet18'),
+    (lambda t: t | {'fc.bias': torch.tensor([torch.nan, 0])}, 'finite'), (lambda t: t | {'conv1.weight': t['conv1.weight'] / 0}, 'finite'),
+    (lambda t: t | {'fc.weight': t['fc.weight'].to(torch.float8_e4m3fn)}, '')], ids=['lacks one', 'one more', 'three classes', 'other', 'nan', 'inf', 'float8'])
+def test_tensors_that_are_not_those_of_the_network(change, why, rewritten, refused): assert why in refused(rewritten(change))
+
+@pytest.mark.parametrize('lie', [
+    dict(format=99), dict(architecture='vit'), dict(classes=['real', 'fake']), dict(classes=None), dict(preprocessing=None), dict(preprocessing=dict(size=64)),
+    *(dict(preprocessing=dict(size=s, normalize=True)) for s in (0, -64, 10**9, 64.5, '64', True)), dict(preprocessing=dict(size=64, normalize=1)),
+    *(dict(temperature=t) for t in (0, -1, '1', None, float('nan'), float('inf'), True, 10**400, 1e-308)),
+    *(dict(threshold=t) for t in (0, 1, 7, -1, float('nan'), '0.5', None))], ids=lambda d: str(d)[:50])
+def test_metadata_that_lies(lie, rewritten, refused): refused(rewritten(meta=metadata(size=64) | lie))
+
+@pytest.mark.parametrize('text', ['', '{', 'not json', 'null', '[]', '3', '"x"', '{}', '[' * 100_000, '{"format": ' + '9' * 5000 + '}'], ids=lambda t: repr(t[:8]))
+def test_metadata_that_is_none(text, rewritten, refused): refused(rewritten(text=text))
+
+def test_a_foreign_safetensors_file(tmp_path, refused):
+    save_file(resnet18(num_classes=2).state_dict(), tmp_path/'m.safetensors')
+    assert 'metadata' in refused(tmp_path/'m.safetensors')
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_partial_weights(suffix, tmp_path):
+    whole = resnet18(weights=None).state_dict()
+    part = {k: v for k, v in whole.items() if not k.startswith('layer4.1')} | {'layer3.0.conv1.weight': torch.zeros(1)}
+    (torch.save if suffix == 'pth' else save_file)(part, tmp_path/f'w.{suffix}')
+    model, missing = build_model(tmp_path/f'w.{suffix}')
+    assert all(model.state_dict()[k].equal(part[k]) for k in part if not k.startswith('fc.') and k not in missing)
+    assert {'layer3.0.conv1.weight', 'layer4.1.conv2.weight', 'fc.weight', 'fc.bias'} <= set(missing)
+    assert not any(k.startswith(('layer1', 'layer2', 'conv1')) for k in missing)
+
+def test_weights_of_another_network_are_refused(tmp_path, refused):
+    save_file({k: v for k, v in resnet18().state_dict().items() if k.startswith('layer1')}, tmp_path/'w.safetensors')
+    assert 'not a ResNet18' in refused(tmp_path/'w.safetensors', build_model)
+
+def same(a, b): return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+def test_random_start_follows_from_the_seed():
+    assert same(build_model('random', 1)[0], build_model('random', 1)[0]) and not same(build_model('random', 1)[0], build_model('random', 2)[0])
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    "No cached weights, and every request goes to a port; returns a function that sets which one."
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
+    monkeypatch.setattr('urllib.request._opener', None)  # proxies are read anew
+    for name in ('no_proxy', 'NO_PROXY'): monkeypatch.delenv(name, raising=False)
+    def through(port):
+        for name in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY', 'all_proxy'): monkeypatch.setenv(name, f'http://127.0.0.1:{port}')
+    return through
+
+def starts_random_with_a_warning():
+    with pytest.warns(UserWarning) as told: model, missing = build_model('imagenet', seed=5)
+    words = ' '.join(str(told[0].message).split())
+    assert 'random' in words and 'connect to the network' in words and 'model.weights=FILE' in words
+    assert same(model, build_model('random', seed=5)[0]) and 'conv1.weight' in missing
+
+def test_no_network(offline):
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); closed = s.getsockname()[1]
+    offline(closed); starts_random_with_a_warning()
+
+@pytest.mark.parametrize('answer', [b'', b'who are you?\r\n', b'HTTP/1.1 407 Pay first\r\n\r\n', b'HTTP/1.1 200 OK\r\n\r\nnot TLS'], ids=['nothing', 'nonsense', 'refusal', 'no TLS'])
+def test_a_network_that_is_no_network(offline, answer):
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        def serve():
+            try:
+                while True:
+                    c, _ = server.accept()
+                    with c: c.recv(4096); c.sendall(answer)
+            except OSError: pass  # closed: the test is over
+        threading.Thread(target=serve, daemon=True).start()
+        offline(server.getsockname()[1]); starts_random_with_a_warning()
+
+def test_a_cached_download_that_is_damaged(offline, tmp_path):
+    (cache := tmp_path/'torch'/'hub'/'checkpoints').mkdir(parents=True)
+    (cache/'resnet18-f37072fd.pth').write_bytes(b'<html>sign in</html>')
+    offline(9); starts_random_with_a_warning()
+    assert not any(cache.iterdir())  # or no later run would ever download it again
+
+def test_image_to_input():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 256, (3, 64, 64), np.uint8))
+    assert fit_to(image, 64).equal(image)  # not resampled: the trace is in the finest detail
+    for h, w in ((1, 1), (64, 65), (200, 64), (30, 90), (1, 300)): assert fit_to(torch.zeros(3, h, w, dtype=torch.uint8), 64).shape == (3, 64, 64)
+    wide = torch.zeros(3, 64, 192, dtype=torch.uint8); wide[:, :, 64:128] = image
+    assert fit_to(wide, 64).equal(image)  # the centre
+    assert to_input(image[None]).mean().abs() < 1 and to_input(image[None], False).min() >= 0
+
+def test_a_thin_image_does_not_take_the_memory():
+    "1 x 20,000 pixels are a file of 100 bytes; enlarged before it is cropped it would be hundreds of megabytes."
+    thin = torch.zeros(3, 1, 20_000, dtype=torch.uint8)
+    with torch.profiler.profile(profile_memory=True) as p: assert fit_to(thin, 64).shape == (3, 64, 64)
+    assert max(e.cpu_memory_usage for e in p.events()) < 2**26
+
+@pytest.mark.filterwarnings('error')
+def test_probability():
+    logits = np.array([[3., 1.], [-800., 800.], [800., -800.], [0., 0.]])
+    assert p_fake(logits) == pytest.approx([torch.tensor([3., 1.]).softmax(0)[0].item(), 0, 1, .5]) and p_fake(logits, 4)[0] < p_fake(logits)[0]
+
+def test_devices_and_precisions():
+    assert pick_device('cpu').type == 'cpu' and pick_dtype(torch.device('cpu'), 'bf16') == torch.bfloat16
+    for f in (lambda: pick_device('gpu'), lambda: pick_device('cuda:99'), lambda: pick_dtype(torch.device('cpu'), 'fp8')):
+        with pytest.raises(FaceError): f()
+
+def test_detector_judges_a_batch_as_it_judges_one(checkpoint, drawn):
+    detector, paths = Detector.load(checkpoint, 'cpu'), sorted((drawn/'test'/'real').iterdir())
+    together = detector.predict([*paths, ('gone', b''), paths[0]], batch_size=4)
+    assert [v.path for v in together] == [*map(str, paths), 'gone', str(paths[0])] and together[-2].p_fake is None and 'empty' in together[-2].error
+    for v, p in zip(together, paths): assert detector.predict(p)[0].p_fake == pytest.approx(v.p_fake, abs=1e-5)
+    explained, = detector.explain(paths[0])
+    assert explained.p_fake == pytest.approx(together[0].p_fake, abs=1e-5) and explained.overlay().shape == (64, 64, 3)

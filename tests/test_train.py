@@ -1,0 +1,134 @@
+"Training: what was cut off goes on to the same weights, what differs starts afresh, what goes wrong says so."
+
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from fakeface.core import FaceError, ImageError
+from fakeface.data import sample
+from fakeface.detector import Detector
+from fakeface.model import build_model, metadata
+from fakeface.train import Faces, augmentation, calibrate, fit, loader, make_optimizer, make_schedule, predict_logits
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
+
+class Cut(Exception): "A killed process, as far as a loader can play one."
+
+class CutLoader:
+    "A loader that dies in the given batch, counted over all epochs."
+    def __init__(self, batches, at): self.batches, self.dataset, self.left = batches, batches.dataset, at
+    def __len__(self): return len(self.batches)
+    def __iter__(self):
+        for b in self.batches:
+            if not self.left: raise Cut
+            self.left -= 1; yield b
+
+@pytest.fixture(scope='module')
+def manifest(drawn): return sample(drawn, dict(train=0, valid=0, test=0))[0]
+
+@pytest.fixture
+def train(drawn, manifest, tmp_path):
+    "Three epochs of four batches; `cut` says in which batch the process dies."
+    def run(last=None, epochs=3, cut=None, lr=1e-3, schedule='onecycle', key='a', batch_size=8, workers=0, **kw):
+        model, _ = build_model('random')
+        part = lambda split, augment=None: Faces(drawn, manifest[manifest.split == split], 64, augment)
+        batches = loader(part('train', augmentation(crop=40, rotate=5, jitter=.1, jpeg_p=.3, blur_p=.3)), batch_size, True, workers)
+        opt = make_optimizer(model, 'adamw', lr)
+        history = fit(model, CutLoader(batches, cut) if cut else batches, loader(part('valid'), 8), opt, make_schedule(opt, schedule, lr, 4 * 3), epochs=epochs,
+                      last=last and tmp_path/last, key=key, **kw)
+        return model, history
+    return run
+
+def same(a, b): return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+def numbers(history): return history.drop(columns='seconds').to_dict('list')
+
+@pytest.mark.parametrize('epochs, cut, dtype, workers', [(2, 6, torch.float32, 0), (3, 10, torch.bfloat16, 0), (2, 5, torch.float32, 2)], ids=['fp32', 'bf16', 'workers'])
+def test_a_cut_run_ends_as_if_it_had_not_been_cut(train, epochs, cut, dtype, workers):
+    "Cut in the middle of the last epoch: weights and history agree bit for bit."
+    kw = dict(epochs=epochs, dtype=dtype, workers=workers)
+    straight, history = train(**kw)
+    with pytest.raises(Cut): train('last', cut=cut, **kw)
+    resumed, again = train('last', **kw)
+    assert same(straight, resumed) and numbers(history) == numbers(again) and len(history) == epochs
+
+def test_cut_in_the_first_epoch_starts_again(train, tmp_path):
+    with pytest.raises(Cut): train('last', cut=2)
+    assert not list(tmp_path.glob('*last*'))
+    assert train('last', epochs=1)[1].epoch.tolist() == [1]
+
+def test_a_finished_run_is_not_trained_again(train):
+    model, history = train('last', epochs=1)
+    again, read = train('last', epochs=1, cut=1)  # not one more batch
+    assert same(model, again) and numbers(history) == numbers(read)
+
+def test_other_settings_start_afresh(train):
+    other, _ = train('last', epochs=1, key='a')
+    model, history = train('last', epochs=1, key='b', seed=43)
+    assert same(model, train(epochs=1, seed=43)[0]) and history.epoch.tolist() == [1] and not same(model, other)
+
+def test_the_best_epoch_is_kept(train, drawn, manifest):
+    model, history = train(epochs=3, lr=.05, schedule='constant', batch_size=16)
+    valid = loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8)
+    logits = predict_logits(model, valid, True, torch.device('cpu'), torch.float32)
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(valid.dataset.targets)).item()
+    assert loss == pytest.approx(history.valid_loss.min(), rel=1e-3) and history.valid_loss.nunique() == 3
+
+def test_early_stopping(train):
+    kw = dict(epochs=12, lr=.3, schedule='constant', patience=1, batch_size=32)  # a rate that soon makes things worse
+    _, history = train('last', **kw)
+    assert len(history) == history.valid_loss.argmin() + 1 + 1 < 12
+    assert numbers(train('last', **kw)[1]) == numbers(history)  # stopped is stopped, after a resume too
+
+def test_it_learns_which_class_is_which(tmp_path):
+    "From folders to p_fake: when every fake is dark, a dark image scores high."
+    for c, level in (('fake', 60), ('real', 190)):
+        (tmp_path/c).mkdir()
+        for i in range(16): Image.fromarray(np.random.default_rng(i).integers(level - 40, level + 40, (40, 40, 3), np.uint8)).save(tmp_path/c/f'{i}.png')
+    manifest = pd.DataFrame([dict(path=p.relative_to(tmp_path).as_posix(), label=p.parent.name) for p in sorted(tmp_path.rglob('*.png'))])
+    model, _ = build_model('random')
+    images, opt = Faces(tmp_path, manifest, 40), make_optimizer(model, lr=1e-3)
+    fit(model, loader(images, 8, True), loader(images, 8), opt, make_schedule(opt, 'constant'), epochs=5)
+    scores = [v.p_fake for v in Detector(model, metadata(size=40), 'cpu').predict([(p, tmp_path/p) for p in manifest.path])]
+    assert min(scores[:16]) > .5 > max(scores[16:])
+
+@pytest.mark.parametrize('batch_size', [8, 32], ids=['in a batch', 'in the last batch'])
+def test_a_loss_that_is_no_number_stops_in_one_line(train, batch_size):
+    with pytest.raises(FaceError, match='train.lr') as e: train(lr=1e30, schedule='constant', batch_size=batch_size)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('epochs', [0, -1])
+def test_no_epochs_is_told(train, epochs):
+    with pytest.raises(FaceError): train(epochs=epochs)
+
+@pytest.mark.parametrize('what', [b'', b'not a file of torch', {'a': 1}, [1, 2]], ids=['empty', 'noise', 'other dict', 'list'])
+def test_a_damaged_last_is_told(train, tmp_path, what):
+    (tmp_path/'last').write_bytes(what) if isinstance(what, bytes) else torch.save(what, tmp_path/'last')
+    with pytest.raises(FaceError, match='delete it') as e: train('last')
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_file_that_went_bad_since_sampling_is_named_in_one_line(faces, manifest, workers):
+    bad = faces/manifest.path[3]
+    bad.write_bytes(bad.read_bytes()[:500])
+    with pytest.raises(ImageError, match=f'^{manifest.path[3]}: damaged') as e: list(loader(Faces(faces, manifest, 64), 8, workers=workers))
+    assert '\n' not in str(e.value)
+
+def test_order_and_augmentation_follow_from_the_seed(drawn, manifest):
+    batches = loader(Faces(drawn, manifest, 64, augmentation(crop=48, rotate=10, jitter=.2, jpeg_p=.5, blur_p=.5, rescale_p=.5)), 8, True)
+    def draw(seed): torch.manual_seed(seed); return [x for x, _ in islice(batches, 2)]
+    assert all(a.equal(b) for a, b in zip(draw(1), draw(1))) and not draw(1)[0].equal(draw(2)[0])
+
+@pytest.mark.parametrize('f', [lambda: make_optimizer(torch.nn.Linear(1, 1), 'sgd'), lambda: make_schedule(make_optimizer(torch.nn.Linear(1, 1)), 'step')], ids=['optimizer', 'schedule'])
+def test_an_unknown_recipe_is_told(f):
+    with pytest.raises(FaceError, match='is not one of'): f()
+
+def test_calibration_makes_a_boaster_honest():
+    g = torch.Generator().manual_seed(0)
+    honest = torch.randn(3000, 2, generator=g) * 2
+    labels = torch.multinomial(honest.softmax(1), 1, generator=g)[:, 0]
+    assert calibrate(honest * 4 + torch.tensor([2., 0.]), labels) == pytest.approx((4, -2), rel=.25)
+    assert np.isfinite(calibrate(torch.tensor([[9., -9.], [-9., 9.]]), [0, 1])).all()  # nothing wrong, nothing to temper
