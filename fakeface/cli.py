@@ -57,7 +57,7 @@ def cmd_evaluate(a):
     "Judge a folder whose classes are known and report accuracy, AUC and the rest with intervals."
     from fakeface.detector import Detector
     from fakeface.evaluate import metrics_table
-    from fakeface.report import answer, evaluate_folder
+    from fakeface.report import evaluate_folder
     result = evaluate_folder(Detector.load(a.weights, a.device), a.folder, a.split)
     if a.json: save_json(a.json, result)
     print(metrics_table(result).to_string())
@@ -95,7 +95,6 @@ def matrix(
 # %% ../nbs/13_cli.ipynb #7cd24f2f
 def cmd_ship(a):
     "Make the model of a run the shipped one, and write its measured numbers into the model card and README."
-    import shutil
     from fakeface.detector import SHIPPED, Detector
     from fakeface.report import evaluate_folder, fill, results_markdown
     runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}

@@ -13,15 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from scipy.stats import binomtest
-from sklearn.metrics import (ConfusionMatrixDisplay, average_precision_score, confusion_matrix, f1_score, precision_recall_curve,
-                             precision_score, recall_score, roc_auc_score, roc_curve)
+from sklearn.metrics import (average_precision_score, confusion_matrix, f1_score, precision_recall_curve, precision_score,
+                             roc_auc_score, roc_curve)
 
 from .core import *
-from .data import load_manifest
-from .model import *
-from .train import Faces, loader, predict_logits
 
 # %% ../nbs/04_evaluate.ipynb #294591bf
 def wilson(

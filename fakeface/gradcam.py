@@ -9,10 +9,6 @@ __all__ = ['features', 'evidence', 'heat', 'overlay']
 import cv2
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
-
-from .core import *
-from .model import *
 
 # %% ../nbs/05_gradcam.ipynb #2eb1d455
 def features(

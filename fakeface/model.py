@@ -9,14 +9,13 @@ __all__ = ['MEAN', 'STD', 'META_KEY', 'FORMAT', 'fit_to', 'to_input', 'new_model
 
 # %% ../nbs/02_model.ipynb #200001d0
 import json, socket, warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms.v2 import functional as TF
 

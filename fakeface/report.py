@@ -7,7 +7,7 @@ __all__ = ['STANDIN', 'PAGE', 'percent', 'answer', 'render', 'figure', 'table', 
            'origin_parts', 'build_report', 'evaluate_folder', 'results_markdown', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
-import base64, shutil
+import base64
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,6 @@ from jinja2 import Environment
 
 from .core import *
 from .data import audit, list_images, load_manifest
-from .detector import Detector
 from .evaluate import evaluate, metrics_table
 from .model import load_checkpoint
 

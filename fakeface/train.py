@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR
 from torch.utils.data import DataLoader, Dataset
@@ -23,7 +22,6 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from .core import *
-from .data import load_manifest
 from .model import *
 
 # %% ../nbs/03_train.ipynb #1a7cdb0f
