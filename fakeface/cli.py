@@ -16,10 +16,11 @@ from .core import *
 # %% ../nbs/13_cli.ipynb #2dbacee4
 def cmd_run(a):
     "Run the pipeline on a profile, or finish a run that was cut off."
-    from fakeface.pipeline import prepare, run
+    from fakeface.pipeline import prepare, run, run_settings
     os.environ.setdefault('TQDM_MININTERVAL', '0.5' if sys.stderr.isatty() else '20')
     start = time.time()
     if a.resume and (a.data or a.set or a.profile): raise FaceError('--resume goes on with the settings of the run; leave out --profile, --data and --set')
+    if a.resume: run_settings(a.resume)
     run_dir = Path(a.resume) if a.resume else prepare(a.profile or 'demo', a.data, a.out, a.set)
     print(f'run folder: {show(run_dir)}')
     print(f'if it is cut off: fakeface run --resume {show(run_dir)}')
@@ -38,6 +39,7 @@ def cmd_predict(a):
     "Judge images: files, folders or both."
     from fakeface.detector import Detector, save_heatmap, write_csv
     paths = find_images(a.paths)
+    if a.heatmaps: Path(a.heatmaps).mkdir(parents=True, exist_ok=True)
     detector = Detector.load(a.weights, a.device)
     verdicts = detector.stream(paths, explain=bool(a.heatmaps), progress=len(paths) > 32 and sys.stderr.isatty())
     counts, last = dict(fake=0, real=0, unreadable=0), None
@@ -47,7 +49,7 @@ def cmd_predict(a):
             last = ImageError(v.path, v.error)
             if len(paths) > 1: print(f'fakeface: {last}', file=sys.stderr)
         else:
-            if not a.csv: print(f'{v.verdict}  {v.p_fake:.3f}  {v.path}')
+            if not a.csv: print(f'{v.verdict}  {v.p_fake:.3f}  {printable(v.path)}')
             if a.heatmaps: save_heatmap(v, a.heatmaps, i)
     if counts['unreadable'] == len(paths): raise last if len(paths) == 1 else FaceError(f'none of {len(paths)} images could be opened')
     print(f'{len(paths)} images: ' + ', '.join(f'{n} {k}' for k, n in counts.items()), file=sys.stderr)
@@ -69,7 +71,7 @@ def cmd_audit(a):
     from fakeface.data import audit, sample
     manifest, passed = sample(a.folder, dict(train=0, valid=0, test=0))
     print(audit(manifest).to_string())
-    for p in passed.itertuples(): print(f'passed over: {p.path}: {p.reason}')
+    for p in passed.itertuples(): print(printable(f'passed over: {p.path}: {p.reason}'))
     print(f'{len(manifest)} images usable in balance, {len(passed)} passed over')
 
 # %% ../nbs/13_cli.ipynb #219ea6e8
@@ -163,6 +165,7 @@ def main(
     try: return a.f(a) or 0
     except FaceError as e: print(f'fakeface: {e}', file=sys.stderr); return 2
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 1  # `fakeface predict ... | head`
+    except OSError as e: print(printable(f'fakeface: {e.filename2 or e.filename}: {e.strerror}'), file=sys.stderr); return 2  # disk full, no right to write ...
     except KeyboardInterrupt: print('fakeface: interrupted', file=sys.stderr); return 130
     except Exception as e:
         if type(e).__name__ != 'PapermillExecutionError': raise  # not imported: papermill is slow to start

@@ -34,7 +34,8 @@ def class_folders(
 ):
     "`(split, label, folder)` of each class folder of the data set; split is '' when it has none. Raises `FaceError` when no layout fits."
     root = Path(root)
-    if not root.exists(): raise FaceError(f'{root}: no such folder; name a data set with --data')
+    try: root.stat()
+    except (OSError, ValueError) as e: raise FaceError(f'{root}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
     if not root.is_dir(): raise FaceError(f'{root}: not a folder; a data set is a folder with real/ and fake/ in it')
     level = [root]
     for _ in range(3):
@@ -164,6 +165,8 @@ def sample(
     source=''      # name of the data set; the folder's name by default
 ):
     "Balanced, seeded, leak-free sample: `(manifest, passed)`, DataFrames of the images taken and of those passed over with the reason."
+    if odd := [f'n_{s}={n}' for s, n in counts.items() if n < 0 or n == 1]:
+        raise FaceError(f'{odd[0]}: name at least two images, one of each class, or 0 for all that balance allows')
     files, source = fill_splits(list_images(root), seed), source or Path(root).resolve().name
     rows, passed, seen, known = [], [], {}, np.empty((0, 4), np.uint64)
     with tqdm(desc='reading images', unit=' images') as bar:

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from fakeface.cli import parser
+from conftest import COMMAND
+from fakeface.cli import main, parser
 from fakeface.detector import COLUMNS, Detector
 
 COMMANDS = ('predict', 'evaluate', 'run', 'audit', 'fetch', 'app', 'ship')
@@ -29,47 +30,59 @@ def world(drawn, checkpoint, tmp_path_factory):
     (d/'odd-run'/'config.yaml').write_text('settings: [1\n'); (d/'text-run'/'config.yaml').write_text('hello\n')
     return d
 
-JUDGE, RUN = ['predict', '{d}/photo.jpg', '--device', 'cpu'], ['run', '--data', '{d}/faces']
-BAD = [
-    ['predict', '{d}/none.jpg'], ['predict', '{d}/photo.jpg', '{d}/none.jpg'], ['predict', '{d}/empty'], ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'],
-    ['predict', '{d}/' + 'x' * 300], *(['predict', f'{{d}}/{n}', '--weights', '{d}/good.safetensors'] for n in ('broken.jpg', 'page.jpg', 'broken.tif')),
-    *([*JUDGE, '--weights', f'{{d}}/{n}'] for n in ('none.safetensors', 'pickle.pth', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
-    ['predict', '{d}/photo.jpg', '--device', 'gpu', '--weights', '{d}/good.safetensors'],
-    [*JUDGE, '--weights', '{d}/good.safetensors', '--csv', '{d}/empty'], [*JUDGE, '--weights', '{d}/good.safetensors', '--csv', '{d}/photo.jpg/x.csv'],
-    [*JUDGE, '--weights', '{d}/good.safetensors', '--heatmaps', '{d}/photo.jpg'],
-    *(['evaluate', f'{{d}}/{n}', '--weights', '{d}/good.safetensors'] for n in ('none', 'empty', 'notes', 'photo.jpg')),
-    ['evaluate', '{d}/unsplit', '--split', 'test', '--weights', '{d}/good.safetensors'], ['evaluate', '{d}/one', '--weights', '{d}/good.safetensors', '--json', '{d}/empty'],
-    *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), ['ship', '{d}/empty'],
-    *(['run', '--profile', p] for p in ('demmo', '140k', '{d}/none.yaml', '{d}/folder.yaml', '', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
-    *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), ['run', '--out', '{d}/photo.jpg'],
-    *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs', 'epochs=3', 'train.epochs=[1',
+WITH, RUN = ['--weights', '{d}/good.safetensors', '--device', 'cpu'], ['run', '--data', '{d}/faces']
+REAL = [  # made with the real command
+    ['predict', '{d}/none.jpg'], ['predict', '{d}/broken.tif', *WITH], ['predict', '{d}/photo.jpg', '--weights', '{d}/pickle.pth'], ['audit', '{d}/one'],
+    ['run', '--profile', 'demmo'], [*RUN, '--set', 'train.epoch=3'], ['run', '--resume', '{d}/empty'], ['fetch'],
+]
+MORE = [  # made in this process, to save time
+    ['predict', '{d}/photo.jpg', '{d}/none.jpg', *WITH], ['predict', '{d}/empty'], *(['predict', f'{{d}}/{n}', *WITH] for n in ('broken.jpg', 'page.jpg')), ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'], ['predict', '{d}/' + 'x' * 300],
+    *(['predict', '{d}/photo.jpg', '--weights', f'{{d}}/{n}'] for n in ('none.safetensors', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
+    ['predict', '{d}/photo.jpg', '--weights', '{d}/good.safetensors', '--device', 'gpu'],
+    *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv')), ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
+    *(['evaluate', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['ship', '{d}/empty'],
+    ['evaluate', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '{d}/one', *WITH, '--json', '{d}/empty'],
+    *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
+    *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
+    *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],
+    *([*RUN, '--set', s] for s in ('trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs', 'epochs=3', 'train.epochs=[1',
                                    'model.weights=none.pth', 'data.run_dir=x')),
     *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8', 'train.device=gpu', 'train.lr=-1',
                                    'train.crop=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
-    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'],
-    ['fetch'],
+    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'],
 ]
 
 def name(args): return ' '.join(ascii(a)[1:-1].replace('{d}/', '')[:24] for a in args)
+def listing(folder): return {(p, p.stat().st_mtime_ns) for p in folder.rglob('*')}
+
+def check(code, out, err):
+    assert code == 2 and err.count('\n') == 1 and err.startswith('fakeface: ') and len(err) > 20, err
+    assert not out
 
 @pytest.fixture(scope='module')
 def outcomes(cli, world, tmp_path_factory):
-    "Every mistake made once, each in a folder of its own, two at a time."
+    "The mistakes of `REAL`, each made in a folder of its own, two at a time."
     offline = os.environ | {f'{p}_proxy': 'http://127.0.0.1:9' for p in ('http', 'https')} | dict(HOME=str(tmp_path_factory.mktemp('home')))
     def make(args):
         here = tmp_path_factory.mktemp('here')
-        return name(args), (*cli(*(a.replace('{d}', str(world)) for a in args), cwd=here, env=offline, timeout=120), sorted(p.name for p in here.iterdir()))
-    before = sorted(world.rglob('*'))
-    with ThreadPoolExecutor(2) as pool: made = dict(pool.map(make, BAD))
-    return made | dict(left=sorted(set(world.rglob('*')) - set(before)))
+        return name(args), (*cli(*(a.replace('{d}', str(world)) for a in args), cwd=here, env=offline), listing(here))
+    before = listing(world)
+    with ThreadPoolExecutor(2) as pool: made = dict(pool.map(make, REAL))
+    return made | dict(spoilt=listing(world) ^ before)
 
-@pytest.mark.parametrize('mistake', map(name, BAD))
+@pytest.mark.parametrize('mistake', [name(a) for a in REAL])
 def test_a_mistake_is_one_line_and_code_2(outcomes, mistake):
-    code, out, err, left = outcomes[mistake]
-    assert code == 2 and err.count('\n') == 1 and err.startswith('fakeface: ') and len(err) > 20, err
-    assert not out and not left
+    *said, left = outcomes[mistake]
+    check(*said)
+    assert not left and not outcomes['spoilt']
 
-def test_mistakes_leave_nothing(outcomes): assert not outcomes['left']
+@pytest.mark.parametrize('args', MORE, ids=name)
+def test_more_mistakes(args, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = listing(world)
+    code = main([a.replace('{d}', str(world)) for a in args])
+    check(code, *capsys.readouterr())
+    assert not listing(tmp_path) and listing(world) == before
 
 @pytest.mark.parametrize('args', [['frobnicate'], [], ['predict'], ['run', '--resume'], ['run', '--frob'], ['app', '--port', 'abc'], ['evaluate', 'x', '--split', 'all']], ids=name)
 def test_wrong_usage_is_code_2(args, capsys):
@@ -82,8 +95,9 @@ def test_help_teaches_and_is_quick_because_torch_stays_away(cli, capsys):
     for c in COMMANDS:
         with pytest.raises(SystemExit) as e: parser().parse_args([c, '--help'])
         assert e.value.code == 0 and f'usage: fakeface {c}' in capsys.readouterr().out
-    code = "import sys\nfrom fakeface.cli import main\ntry: main(['predict', '--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.splitlines()[-1] == 'False'
+    code = "import sys\nfrom fakeface.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    for args in (['predict', '--help'], ['predict', 'none.jpg']):
+        assert subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True).stdout.splitlines()[-1] == 'False'
 
 def test_version(cli):
     from importlib.metadata import version
@@ -115,17 +129,25 @@ def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path):
     code, out, err = cli('predict', tmp_path/'in', '--weights', world/'good.safetensors')
     assert code == 0 and out.count('\n') == 6 and err.count('\n') == 2
 
-def test_nothing_readable_in_a_folder(cli, world, tmp_path):
-    code, out, err = cli('predict', world/'bad', '--weights', world/'good.safetensors')
+def test_nothing_readable_in_a_folder(world, capsys):
+    code, (out, err) = main(['predict', str(world/'bad'), '--weights', str(world/'good.safetensors')]), capsys.readouterr()
     assert code == 2 and not out and err.count('\n') == 3 and all(line.startswith('fakeface: ') for line in err.splitlines())
 
 def test_a_reader_that_leaves_early(world):
-    "`fakeface predict folder | head -1` is no error to anybody."
-    from conftest import COMMAND
-    p = subprocess.Popen([COMMAND, 'predict', world/'faces'/'train', '--weights', world/'good.safetensors'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    p.stdout.close()
-    err = p.stderr.read(); p.wait()
-    assert 'Traceback' not in err and 'Error' not in err
+    "`fakeface predict folder | head -1` is no error to anybody, however the output is buffered."
+    for unbuffered in ('', '1'):
+        p = subprocess.Popen([COMMAND, 'predict', world/'one', '--weights', world/'good.safetensors'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             env=os.environ | dict(PYTHONUNBUFFERED=unbuffered))
+        p.stdout.close()
+        err = p.stderr.read(); p.wait()
+        assert 'Traceback' not in err and 'Exception' not in err and 'Error' not in err
+
+def test_results_go_into_a_pipe(world, tmp_path, capsys):
+    "`--csv` may name a pipe or a device such as standard output, which must not be replaced by a file."
+    os.mkfifo(pipe := tmp_path/'pipe'); end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    assert main(['predict', str(world/'photo.jpg'), '--weights', str(world/'good.safetensors'), '--csv', str(pipe)]) == 0
+    assert pipe.is_fifo() and os.read(end, 9999).decode().splitlines()[0] == ','.join(COLUMNS)
+    os.close(end)
 
 def test_evaluate(cli, world, tmp_path):
     code, out, err = cli('evaluate', world/'faces', '--split', 'test', '--weights', world/'good.safetensors', '--json', tmp_path/'n.json')

@@ -1,0 +1,143 @@
+"Real runs on tiny data: all artefacts, numbers that agree with each other, and a killed run that ends like one that was not."
+
+import hashlib, json, os, re, shutil, signal, subprocess, time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from conftest import COMMAND, ROOT
+from fakeface.detector import Detector
+from fakeface.evaluate import evaluate
+from fakeface.model import load_checkpoint
+from fakeface.pipeline import STEPS
+
+TINY = ('data.n_train=24 data.n_valid=8 data.n_test=12 data.standin_size=64 model.size=64 train.epochs=4 train.crop=48 train.batch_size=8 train.device=cpu '
+        'train.precision=fp32 train.workers=0 evaluate.bootstrap=30 evaluate.device=cpu evaluate.workers=0 gradcam.each=2').split()
+
+class Run:
+    "A `fakeface run`, from its start on; `dir` is its run folder."
+    def __init__(self, out, *args):
+        self.out = out; self.go('--out', out, *[a for s in TINY for a in ('--set', s)], *args)
+    def go(self, *args):
+        self.process = subprocess.Popen([COMMAND, 'run', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    @property
+    def dir(self): return next(iter(self.out.glob('*')), self.out/'none')
+    def end(self):
+        self.said, self.err = self.process.communicate(); self.code = self.process.returncode
+        return self
+    def resume(self): self.go('--resume', self.dir); return self.end()
+    def kill_after_the_first_epoch(self):
+        "As a power cut does: the command and all its processes at once. Returns whether training was still going on."
+        while not (self.dir/'last.ckpt').exists() and self.process.poll() is None: time.sleep(.005)
+        for p in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]: p.send_signal(signal.SIGKILL)
+        self.process.communicate()
+        return (self.dir/'last.ckpt').exists() and not (self.dir/'model.safetensors').exists()
+
+def sources(): return {p.name: p.read_bytes() for p in (ROOT/'nbs').glob('*.ipynb')}
+
+@pytest.fixture(scope='module')
+def runs(drawn, tmp_path_factory):
+    "Three runs, two at a time: `whole`, `cut` (killed, resumed, resumed once more), and `own` on a folder of somebody's own without splits."
+    home, before = tmp_path_factory.mktemp('home'), sources()
+    own = home/'holiday'
+    shutil.copytree(drawn/'train'/'real', own/'real')
+    for s in ('valid', 'test'): shutil.copytree(drawn/s/'fake', own/'fake', dirs_exist_ok=True, copy_function=lambda a, b: shutil.copy(a, b.replace('.jpg', f'-{s}.jpg')))
+    (own/'real'/'broken.jpg').write_bytes(b'\xff\xd8\xff')
+    place = ('--set', f'data.standin_dir={home/"drawn"}')
+    def cut():
+        r = Run(home/'cut', *place)
+        r.midway = r.kill_after_the_first_epoch()
+        first = r.resume().said, r.code; times = {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
+        again = r.resume().said, r.code
+        return SimpleNamespace(dir=r.dir, midway=r.midway, first=first, again=again, untouched=times == {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')})
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(f) for f in (cut, lambda: Run(home/'whole', *place).end(), lambda: Run(home/'own', '--data', own).end())]
+        cut, whole, own = [j.result() for j in jobs]
+    return SimpleNamespace(whole=whole, cut=cut, own=own, home=home, sources_untouched=sources() == before)
+
+def test_a_run_says_what_it_found_and_where(runs):
+    assert runs.whole.code == 0 and 'Traceback' not in runs.whole.err, runs.whole.err
+    assert 'Of 12 test images' in runs.whole.said and 'stand-in' in runs.whole.said and 'report.html' in runs.whole.said and '--resume' in runs.whole.said
+
+def test_all_artefacts_are_there_and_nothing_half_written(runs):
+    d = runs.whole.dir
+    assert re.fullmatch(r'\d{8}T\d{6}Z-demo', d.name)
+    named = ['config.yaml', 'environment.json', 'manifest.csv', 'history.csv', 'last.ckpt', 'model.safetensors', 'predictions.csv', 'metrics.json', 'report.html']
+    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'heatmaps')]
+    for n in named + figures + [f'{s}.{e}' for s in STEPS for e in ('ipynb', 'html')]: assert (d/n).stat().st_size > 20, n
+    for run in (runs.whole, runs.own): assert not [p for p in run.dir.rglob('*') if p.name.startswith('.')]
+
+def test_config_and_environment(runs):
+    config, env = yaml.safe_load((runs.whole.dir/'config.yaml').read_text()), json.loads((runs.whole.dir/'environment.json').read_text())
+    assert config['profile'] == 'demo' and set(config['settings']) == set(STEPS)
+    train = config['settings']['03_train']
+    assert train['epochs'] == 4 and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train
+    assert env['versions']['torch'] and env['python'] and 'commit' in env
+
+def test_the_stand_in_is_drawn_where_the_setting_says(runs):
+    assert (runs.home/'drawn'/'standin'/'standin.json').is_file()
+    assert json.loads((runs.whole.dir/'data.json').read_text())['root'] == str(runs.home/'drawn'/'standin')
+
+def test_numbers_agree_with_each_other(runs):
+    d = runs.whole.dir
+    manifest, predictions = pd.read_csv(d/'manifest.csv'), pd.read_csv(d/'predictions.csv')
+    history, metrics = pd.read_csv(d/'history.csv'), json.loads((d/'metrics.json').read_text())
+    meta = load_checkpoint(d/'model.safetensors')[1]
+    assert manifest.value_counts(['split', 'label']).to_dict() == {(s, c): n for s, n in dict(train=12, valid=4, test=6).items() for c in ('fake', 'real')}
+    assert list(predictions.path) == list(manifest.path[manifest.split == 'test']) and history.epoch.tolist() == [1, 2, 3, 4]
+    assert meta['manifest_sha256'] == hashlib.sha256((d/'manifest.csv').read_bytes()).hexdigest() and meta['source'] == metrics['source'] == 'standin'
+    again = evaluate(predictions, meta['threshold'], 30)
+    assert again['confusion'] == metrics['confusion'] and again['metrics']['auc']['value'] == pytest.approx(metrics['metrics']['auc']['value'])
+    judged = Detector.load(d/'model.safetensors', 'cpu').predict([runs.home/'drawn'/'standin'/p for p in predictions.path])
+    assert [v.p_fake for v in judged] == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)  # the detector judges as the evaluation did
+
+@pytest.mark.parametrize('step', STEPS)
+def test_executed_notebooks(runs, step):
+    nb = nbformat.read(runs.whole.dir/f'{step}.ipynb', 4)
+    assert not [o for c in nb.cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'error']
+    injected, = [c.source for c in nb.cells if 'injected-parameters' in c.metadata.get('tags', [])]
+    assert f'run_dir = "{runs.whole.dir}"' in injected
+    assert all(c.execution_count for c in nb.cells if c.cell_type == 'code' and c.source)
+
+def test_notebooks_in_the_repository_stay_as_they_were(runs): assert runs.sources_untouched
+
+def test_report(runs):
+    page = (runs.whole.dir/'report.html').read_text()
+    correct = json.loads((runs.whole.dir/'metrics.json').read_text())['metrics']['accuracy']
+    assert 'generated stand-in' in page and f'{100 * correct["value"]:.1f} %' in page and 'adamw' in page
+    assert page.count('data:image/png;base64,') >= 6
+    assert not re.search(r'<(script|link|iframe)\b|\b(src|href)="(?!data:|#)|url\(|@import', page)  # nothing is fetched
+
+def test_a_folder_of_ones_own(runs):
+    d = runs.own.dir
+    assert runs.own.code == 0, runs.own.err
+    manifest, passed, page = pd.read_csv(d/'manifest.csv'), pd.read_csv(d/'passed.csv'), (d/'report.html').read_text()
+    assert set(manifest.split) == {'train', 'valid', 'test'} and set(manifest.source) == {'holiday'}
+    assert passed.path.tolist() == ['real/broken.jpg'] and 'broken.jpg' in page
+    assert 'holiday' in page and 'stand-in' not in page.split('<h2>')[0] and 'stand-in' not in runs.own.said
+
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(runs):
+    assert runs.cut.midway, 'it was not killed during training'
+    said, code = runs.cut.first
+    assert code == 0 and '01_data: complete, skipped' in said and '02_model: complete, skipped' in said and '03_train: complete' not in said
+    assert 'resuming after epoch' in (runs.cut.dir/'03_train.ipynb').read_text()
+    for name in ('metrics.json', 'model.safetensors', 'manifest.csv', 'predictions.csv'): assert (runs.cut.dir/name).read_bytes() == (runs.whole.dir/name).read_bytes(), name
+    a, b = (pd.read_csv(d/'history.csv').drop(columns='seconds') for d in (runs.cut.dir, runs.whole.dir))
+    assert a.equals(b)
+
+def test_resuming_a_finished_run_does_nothing(runs):
+    said, code = runs.cut.again
+    assert code == 0 and said.count('complete, skipped') == len(STEPS) and runs.cut.untouched
+
+def test_a_changed_setting_is_run_again_from_its_step_on(runs):
+    "Only what depends on it: here the report."
+    d = shutil.copytree(runs.whole.dir, runs.home/'edited')
+    config = yaml.safe_load((d/'config.yaml').read_text()); config['settings']['11_report']['title'] = 'Another title'
+    (d/'config.yaml').write_text(yaml.safe_dump(config))
+    done = subprocess.run([COMMAND, 'run', '--resume', d], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count('complete, skipped') == len(STEPS) - 1 and '<h1>Another title</h1>' in (d/'report.html').read_text()

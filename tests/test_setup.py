@@ -1,0 +1,74 @@
+"Packaging: one list of requirements, the README's commands, a package that needs no tool of its makers."
+
+import re, shutil, subprocess, sys
+from configparser import ConfigParser
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from conftest import ROOT
+
+CONFIG = ConfigParser(delimiters=['='], interpolation=None)
+CONFIG.read(ROOT/'settings.ini', encoding='utf-8')
+CFG = CONFIG['DEFAULT']
+
+def spoken(requirements): return sorted(str(Requirement(r)) for r in requirements)
+
+def test_settings_are_the_only_list_of_requirements():
+    tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.split() or [p.name for p in ROOT.iterdir()]
+    assert not [p for p in tracked if re.search(r'(^|/)(.*requirements.*\.(txt|in)|environment\.ya?ml|Pipfile.*|pyproject\.toml|setup\.cfg|.*\.lock)$', p)]
+    setup = (ROOT/'setup.py').read_text(encoding='utf-8')
+    assert not [r for r in CFG['requirements'].split() if Requirement(r).name in setup]
+
+def test_the_installed_package_asks_for_what_settings_list():
+    asked = {'': [], 'dev': [], 'fetch': []}
+    for r in map(Requirement, distribution('fakeface').requires):
+        extra = re.search(r'extra == "(\w+)"', str(r.marker)); r.marker = None
+        asked[extra[1] if extra else ''].append(str(r))
+    assert {k: spoken(v) for k, v in asked.items()} == {'': spoken(CFG['requirements'].split()), 'dev': spoken(CFG['dev_requirements'].split()), 'fetch': spoken(CFG['fetch_requirements'].split())}
+    assert distribution('fakeface').version == CFG['version'] and distribution('fakeface').metadata['Requires-Python'] == f'>={CFG["min_python"]}'
+    command, = [e for e in entry_points(group='console_scripts') if e.name == 'fakeface']
+    assert f'fakeface={command.value}' == CFG['console_scripts']
+
+def test_one_opencv(): assert sum('opencv' in r for r in CFG['requirements'].split()) == 1  # two would share one folder
+
+def test_a_wheel_holds_package_and_weights(tmp_path):
+    for name in ('fakeface', 'settings.ini', 'setup.py', 'README.md'):
+        (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, tmp_path/name)
+    done = subprocess.run([sys.executable, 'setup.py', '-q', 'build', '-b', 'out'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built = {p.relative_to(tmp_path/'out'/'lib').as_posix() for p in (tmp_path/'out'/'lib').rglob('*') if p.is_file()}
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT/'fakeface').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+    assert built == ours and 'fakeface/weights/MODEL_CARD.md' in built
+
+@pytest.mark.skipif(not shutil.which('make'), reason='make is not installed')
+def test_the_commands_of_the_readme_are_there():
+    readme = (ROOT/'README.md').read_text(encoding='utf-8')
+    first = re.search(r'```\n(.*?)```', readme, re.S)[1]
+    assert [line.split()[:2] for line in first.splitlines()] == [['make', 'run'], ['make', 'test']]
+    for target in set(re.findall(r'\bmake ([a-z]+)', readme)) - {'run', 'test'} | {'run', 'test'}:
+        done = subprocess.run(['make', '-n', target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f'make {target}: {done.stderr}'
+
+def test_ci_calls_the_readmes_test_command(): assert re.search(r'^make test$', (ROOT/'.ci'/'run').read_text(encoding='utf-8'), re.M)
+
+def test_every_command_of_the_readme_parses():
+    from fakeface.cli import parser
+    said = re.findall(r'`fakeface ([^`]+)`|^fakeface ([^#\n]+)', (ROOT/'README.md').read_text(encoding='utf-8'), re.M)
+    lines = [(a or b).split('#')[0].split() for a, b in said]
+    assert len(lines) >= 6
+    for words in lines: parser().parse_args(words)
+
+def test_the_package_needs_no_tool_of_its_makers():
+    "Every module is imported while nbdev, notebooks' editors and test tools are out of reach."
+    names = sorted(p.stem for p in (ROOT/'fakeface').glob('*.py') if not p.stem.startswith('_'))
+    assert {'core', 'data', 'model', 'train', 'cli'} <= set(names)
+    code = f"""
+import importlib, sys
+for name in {['nbdev', 'execnb', 'fastcore', 'ghapi', 'jupytext', 'jupyterlab', 'pytest', 'playwright', 'kagglehub']}: sys.modules[name] = None
+for name in {names}: importlib.import_module('fakeface.' + name)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

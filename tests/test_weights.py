@@ -1,0 +1,46 @@
+"The weights that ship: they load, they are what the card says, and they judge as well as it says."
+
+import re
+
+import pytest
+
+from fakeface.core import CLASSES
+from fakeface.detector import SHIPPED, Detector
+from fakeface.model import load_checkpoint
+from fakeface.report import evaluate_folder
+
+def card_rows():
+    "The rows of the card's table between the marks, as `{name: {column: text}}`."
+    text = (SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8')
+    table = re.search(r'<!-- numbers -->\n(.*?)\n?<!-- /numbers -->', text, re.S)[1].splitlines()
+    head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in table]
+    return {r[0]: dict(zip(head, r)) for r in rows}
+
+def test_they_ship_with_a_card():
+    assert SHIPPED.is_file() and 20e6 < SHIPPED.stat().st_size < 25e6
+    card = (SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8')
+    for word in ('140k', 'StyleGAN', 'non-commercial', 'never seen'): assert word in card.replace('**', '')
+
+def test_they_load_by_default():
+    detector, (model, meta) = Detector.load(device='cpu'), load_checkpoint(SHIPPED)
+    assert meta['classes'] == list(CLASSES) and detector.meta == meta and detector.threshold == meta['threshold']
+    assert re.fullmatch('[0-9a-f]{64}', meta['manifest_sha256']) and meta['metrics']['valid_accuracy'] > .9
+
+def test_any_image_gets_an_answer(drawn):
+    verdicts = Detector.load(device='cpu').explain(sorted((drawn/'test'/'real').iterdir()))
+    assert all(0 <= v.p_fake <= 1 and v.verdict in CLASSES and v.heatmap.max() <= 1 for v in verdicts)
+
+def test_the_card_has_numbers():
+    rows = card_rows()
+    assert len(rows) >= 2 and all(re.fullmatch(r'\d+ / \d+', r['fake / real']) for r in rows.values())
+    assert all(re.match(r'\d+\.\d % \(', r['fakes caught']) for r in rows.values())
+
+def test_they_judge_as_the_card_says(photographs):
+    "On the test images, which no choice was made on: at least 96 %, and the card's number within one image."
+    result = evaluate_folder(Detector.load(device='cpu'), photographs/'140k-subset', 'test', bootstrap=1, progress=False)
+    said = next(iter(card_rows().values()))
+    assert said['fake / real'] == f'{result["n_fake"]} / {result["n_real"]}' == '200 / 200'
+    accuracy = result['metrics']['accuracy']['value']
+    assert accuracy >= .96
+    assert float(re.match(r'([\d.]+) %', said['accuracy'])[1]) == pytest.approx(100 * accuracy, abs=100 / result['n'] + .05)
+    assert float(re.match(r'[\d.]+', said['AUC'])[0]) == pytest.approx(result['metrics']['auc']['value'], abs=2e-3)
