@@ -37,8 +37,8 @@ def show(path):  # relative where that is shorter to read
 # %% ../nbs/13_cli.ipynb #849ada8d
 def cmd_predict(a):
     "Judge images: files, folders or both."
+    paths = find_images(a.paths)  # before what is slow to import
     from fakeface.detector import Detector, save_heatmap, write_csv
-    paths = find_images(a.paths)
     if a.heatmaps: Path(a.heatmaps).mkdir(parents=True, exist_ok=True)
     detector = Detector.load(a.weights, a.device)
     verdicts = detector.stream(paths, explain=bool(a.heatmaps), progress=len(paths) > 32 and sys.stderr.isatty())
@@ -60,7 +60,7 @@ def cmd_evaluate(a):
     from fakeface.detector import Detector
     from fakeface.evaluate import metrics_table
     from fakeface.report import evaluate_folder
-    result = evaluate_folder(Detector.load(a.weights, a.device), a.folder, a.split)
+    result = evaluate_folder(Detector.load(a.weights, a.device), a.folder, a.split, progress=sys.stderr.isatty())
     if a.json: save_json(a.json, result)
     print(metrics_table(result).to_string())
     print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} unreadable; threshold {result["threshold"]:.3f}')
@@ -162,7 +162,10 @@ def main(
 ):
     "Entry point: returns the exit code, 0 when all went well, 2 for a mistake the user can mend, 1 for a failed notebook."
     a = parser().parse_args(argv)
-    try: return a.f(a) or 0
+    try:
+        code = a.f(a) or 0
+        sys.stdout.flush()
+        return code
     except FaceError as e: print(f'fakeface: {e}', file=sys.stderr); return 2
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 1  # `fakeface predict ... | head`
     except OSError as e: print(printable(f'fakeface: {e.filename2 or e.filename}: {e.strerror}'), file=sys.stderr); return 2  # disk full, no right to write ...

@@ -153,10 +153,15 @@ def atomic_write(
     "A file object whose content appears at `path` all at once when the block ends, and not at all when it fails. Raises `OSError`."
     path = Path(path)
     if path.is_dir(): raise FaceError(f'{path}: is a folder; name a file')
+    kind = {} if 'b' in mode else dict(encoding='utf-8', errors='surrogateescape', newline='')
+    if path.exists() and not path.is_file():  # a pipe or a device: it must not be replaced by a file
+        with open(path, mode, **kind) as f: yield f
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with open(tmp, mode, **({} if 'b' in mode else dict(encoding='utf-8', errors='surrogateescape', newline=''))) as f:
+        with open(tmp, mode, **kind) as f:
             yield f
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)

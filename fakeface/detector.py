@@ -157,6 +157,7 @@ def save_heatmap(
     i=0       # number put before the name, so that equal names do not collide
 ):
     "Write the overlay of a verdict as PNG into `folder`, named after its image; returns the path."
-    path = Path(folder)/f'{i:05d}-{Path(verdict.path).stem[:80]}.png'
+    stem = Path(verdict.path).stem.encode('utf-8', 'replace')[:80].decode('utf-8', 'ignore')  # file systems count bytes
+    path = Path(folder)/f'{i:05d}-{stem}.png'
     with atomic_write(path, 'wb') as f: Image.fromarray(verdict.overlay()).save(f, 'PNG')
     return path

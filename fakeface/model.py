@@ -72,7 +72,8 @@ def imagenet_tensors(
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)
     try: return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except Exception as e:  # whatever a network, a proxy or a damaged cache provokes
+    except Exception as e:  # whatever a network, a proxy or a damaged file in the cache provokes
+        (Path(torch.hub.get_dir())/'checkpoints'/Path(ResNet18_Weights.IMAGENET1K_V1.url).name).unlink(missing_ok=True)
         warnings.warn(f'ImageNet weights could not be downloaded ({e}): training starts from random values. Remedies: connect to the network and '
                       'run again, or name a local file with --set model.weights=FILE (resnet18 as .pth or .safetensors).', stacklevel=2)
     finally: socket.setdefaulttimeout(before)
