@@ -132,10 +132,10 @@ def plot_errors(
     "The surest errors as a grid of images, with what each is and the score it got."
     wrong = wrong.head(n)
     cols = 6; rows = max(1, -(-len(wrong) // cols))
-    fig, axes = plt.subplots(rows, cols, figsize=(10, 2 * rows), squeeze=False)
+    fig, axes = plt.subplots(rows, cols, figsize=(8, 1.6 * rows), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for e, ax in zip(wrong.itertuples(), axes.flat):
-        ax.imshow(open_image(Path(root)/e.path, e.path).transpose(1, 2, 0)); ax.set_title(f'{e.error}, p_fake {e.p_fake:.2f}', fontsize=8)
+        ax.imshow(open_image(Path(root)/e.path, e.path).transpose(1, 2, 0)); ax.set_title(f'{e.error}, p_fake {e.p_fake:.2f}', fontsize=7)
     fig.tight_layout(pad=.4)
     return fig
 
