@@ -176,7 +176,8 @@ def prepare(
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     for s in ('03_train', '04_evaluate'): pick_device(settings[s]['device'])
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
-    else: d['standin_dir'] = str(repo_path('data'))
+    elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
+    d['standin_dir'] = str(Path(d['standin_dir']).resolve())
     if (w := m['weights']) not in ('imagenet', 'random'):
         if not Path(w).is_file(): raise FaceError(f'model.weights={w}: no such file; name imagenet, random or a weights file')
         m['weights'] = str(Path(w).resolve())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Faces', 'augmentation', 'Rescale', 'Batches', 'loader', 'make_optimizer', 'make_schedule', 'train_epoch',
-           'predict_logits', 'load_last', 'save_last', 'epoch_seed', 'scores', 'fit', 'calibrate']
+           'predict_logits', 'load_last', 'save_last', 'epoch_seed', 'scores', 'no_better', 'fit', 'calibrate']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import time
@@ -191,6 +191,13 @@ def scores(
                 valid_auc=float(roc_auc_score(targets == FAKE, p_fake(logits))))
 
 # %% ../nbs/03_train.ipynb #2dba0579
+def no_better(
+    history  # list of rows with `valid_loss`
+):
+    "How many epochs have passed since the one with the lowest validation loss."
+    return len(history) - 1 - int(np.argmin([h['valid_loss'] for h in history])) if history else 0
+
+# %% ../nbs/03_train.ipynb #379fa5b1
 def fit(
     model,            # starting weights; holds the best ones afterwards
     train, valid,     # loaders
@@ -215,10 +222,9 @@ def fit(
         history, best = state['history'], state['best']
         print(f'resuming after epoch {len(history)}')
     for epoch in range(len(history), epochs):
-        if patience and history and len(history) - 1 - np.argmin([h['valid_loss'] for h in history]) >= patience: break
+        if patience and no_better(history) >= patience: break
         torch.manual_seed(epoch_seed(seed, epoch))
-        start = time.perf_counter()
-        row = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr'])
+        row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
         row['train_loss'], row['train_accuracy'] = train_epoch(model, train, normalize, optimizer, scheduler, scaler, device, dtype,
                                                                label_smoothing, f'epoch {epoch + 1}/{epochs}')
         logits = predict_logits(model, valid, normalize, device, dtype, 'validation')
@@ -226,7 +232,7 @@ def fit(
         row |= scores(logits, valid.dataset.targets)
         row['seconds'] = round(time.perf_counter() - start, 1)
         history.append(row)
-        if row['valid_loss'] == min(h['valid_loss'] for h in history): best = {k: v.clone() for k, v in model.state_dict().items()}
+        if no_better(history) == 0: best = {k: v.clone() for k, v in model.state_dict().items()}
         if last: save_last(last, {n: p.state_dict() for n, p in parts.items()} | dict(history=history, best=best, key=key))
         print(' | '.join(f'{k} {v:.4g}' if k != 'epoch' else f'epoch {v}/{epochs}' for k, v in row.items()), flush=True)
     model.load_state_dict(best)

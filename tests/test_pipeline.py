@@ -1,7 +1,8 @@
 "Real runs on tiny data: all artefacts, numbers that agree with each other, and a killed run that ends like one that was not."
 
-import hashlib, json, os, re, shutil, signal, subprocess, time
+import hashlib, json, os, re, shutil, signal, subprocess, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -14,7 +15,7 @@ from conftest import COMMAND, ROOT
 from fakeface.detector import Detector
 from fakeface.evaluate import evaluate
 from fakeface.model import load_checkpoint
-from fakeface.pipeline import STEPS
+from fakeface.pipeline import STEPS, prepare, run_step
 
 TINY = ('data.n_train=24 data.n_valid=8 data.n_test=12 data.standin_size=64 model.size=64 train.epochs=4 train.crop=48 train.batch_size=8 train.device=cpu '
         'train.precision=fp32 train.workers=0 evaluate.bootstrap=30 evaluate.device=cpu evaluate.workers=0 gradcam.each=2').split()
@@ -40,25 +41,36 @@ class Run:
 
 def sources(): return {p.name: p.read_bytes() for p in (ROOT/'nbs').glob('*.ipynb')}
 
+def steps(run_dir, *names):
+    "Executes single steps of a run in this process."
+    settings = yaml.safe_load((run_dir/'config.yaml').read_text())['settings']
+    for s in names: run_step(s, settings[s], run_dir)
+
 @pytest.fixture(scope='module')
 def runs(drawn, tmp_path_factory):
-    "Three runs, two at a time: `whole`, `cut` (killed, resumed, resumed once more), and `own` on a folder of somebody's own without splits."
-    home, before = tmp_path_factory.mktemp('home'), sources()
-    own = home/'holiday'
-    shutil.copytree(drawn/'train'/'real', own/'real')
-    for s in ('valid', 'test'): shutil.copytree(drawn/s/'fake', own/'fake', dirs_exist_ok=True, copy_function=lambda a, b: shutil.copy(a, b.replace('.jpg', f'-{s}.jpg')))
-    (own/'real'/'broken.jpg').write_bytes(b'\xff\xd8\xff')
-    place = ('--set', f'data.standin_dir={home/"drawn"}')
-    def cut():
-        r = Run(home/'cut', *place)
-        r.midway = r.kill_after_the_first_epoch()
-        first = r.resume().said, r.code; times = {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
-        again = r.resume().said, r.code
-        return SimpleNamespace(dir=r.dir, midway=r.midway, first=first, again=again, untouched=times == {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')})
+    """Made at the same time, as they would be by people who share a machine: `whole`, a run on the stand-in; `own`, on a folder of somebody's own without splits,
+    killed, resumed, and resumed once more; `straight`, the same from its training on without being killed."""
+    home, before, killed = tmp_path_factory.mktemp('home'), sources(), threading.Event()
+    shutil.copytree(drawn/'train'/'real', home/'holiday'/'real')
+    for s in ('valid', 'test'): shutil.copytree(drawn/s/'fake', home/'holiday'/'fake'/s)  # of other scenes: those of the same would be near-copies
+    (home/'holiday'/'real'/'broken.jpg').write_bytes(b'\xff\xd8\xff')
+    def own():
+        r = Run(home/'own', '--data', home/'holiday')
+        try:
+            r.midway = r.kill_after_the_first_epoch()
+            shutil.copytree(r.dir, home/'straight', ignore=shutil.ignore_patterns('.*', '*.ckpt'))
+        finally: killed.set()
+        r.first = r.resume().said, r.code, r.err
+        times = {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
+        r.again = r.resume().said, r.code
+        r.untouched = times == {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
+        return r
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(f) for f in (cut, lambda: Run(home/'whole', *place).end(), lambda: Run(home/'own', '--data', own).end())]
-        cut, whole, own = [j.result() for j in jobs]
-    return SimpleNamespace(whole=whole, cut=cut, own=own, home=home, sources_untouched=sources() == before)
+        jobs = [pool.submit(own), pool.submit(lambda: Run(home/'whole', '--set', f'data.standin_dir={home/"drawn"}').end())]
+        killed.wait()
+        steps(home/'straight', '03_train', '04_evaluate')
+        own, whole = [j.result() for j in jobs]
+    return SimpleNamespace(whole=whole, own=own, straight=home/'straight', home=home, sources_untouched=sources() == before)
 
 def test_a_run_says_what_it_found_and_where(runs):
     assert runs.whole.code == 0 and 'Traceback' not in runs.whole.err, runs.whole.err
@@ -79,9 +91,15 @@ def test_config_and_environment(runs):
     assert train['epochs'] == 4 and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train
     assert env['versions']['torch'] and env['python'] and 'commit' in env
 
-def test_the_stand_in_is_drawn_where_the_setting_says(runs):
-    assert (runs.home/'drawn'/'standin'/'standin.json').is_file()
-    assert json.loads((runs.whole.dir/'data.json').read_text())['root'] == str(runs.home/'drawn'/'standin')
+def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
+    "Another run with a stand-in of another size must not replace what this one was made from."
+    d = runs.whole.dir
+    root, manifest = Path(json.loads((d/'data.json').read_text())['root']), pd.read_csv(d/'manifest.csv')
+    assert root.is_relative_to(runs.home/'drawn')
+    other = prepare('demo', out=runs.home/'other', sets=[*TINY, 'data.standin_size=32', f'data.standin_dir={runs.home/"drawn"}'])
+    steps(other, '01_data')
+    assert json.loads((other/'data.json').read_text())['manifest_sha256'] != json.loads((d/'data.json').read_text())['manifest_sha256']
+    assert [hashlib.sha256((root/p).read_bytes()).hexdigest() for p in manifest.path] == manifest.sha256.tolist()
 
 def test_numbers_agree_with_each_other(runs):
     d = runs.whole.dir
@@ -93,7 +111,7 @@ def test_numbers_agree_with_each_other(runs):
     assert meta['manifest_sha256'] == hashlib.sha256((d/'manifest.csv').read_bytes()).hexdigest() and meta['source'] == metrics['source'] == 'standin'
     again = evaluate(predictions, meta['threshold'], 30)
     assert again['confusion'] == metrics['confusion'] and again['metrics']['auc']['value'] == pytest.approx(metrics['metrics']['auc']['value'])
-    judged = Detector.load(d/'model.safetensors', 'cpu').predict([runs.home/'drawn'/'standin'/p for p in predictions.path])
+    judged = Detector.load(d/'model.safetensors', 'cpu').predict([Path(json.loads((d/'data.json').read_text())['root'])/p for p in predictions.path])
     assert [v.p_fake for v in judged] == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)  # the detector judges as the evaluation did
 
 @pytest.mark.parametrize('step', STEPS)
@@ -114,25 +132,25 @@ def test_report(runs):
     assert not re.search(r'<(script|link|iframe)\b|\b(src|href)="(?!data:|#)|url\(|@import', page)  # nothing is fetched
 
 def test_a_folder_of_ones_own(runs):
-    d = runs.own.dir
-    assert runs.own.code == 0, runs.own.err
+    d, (said, code, err) = runs.own.dir, runs.own.first
+    assert code == 0, err
     manifest, passed, page = pd.read_csv(d/'manifest.csv'), pd.read_csv(d/'passed.csv'), (d/'report.html').read_text()
     assert set(manifest.split) == {'train', 'valid', 'test'} and set(manifest.source) == {'holiday'}
     assert passed.path.tolist() == ['real/broken.jpg'] and 'broken.jpg' in page
-    assert 'holiday' in page and 'stand-in' not in page.split('<h2>')[0] and 'stand-in' not in runs.own.said
+    assert 'holiday' in page and 'stand-in' not in page.split('<h2>')[0] and 'stand-in' not in said
 
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(runs):
-    assert runs.cut.midway, 'it was not killed during training'
-    said, code = runs.cut.first
+    assert runs.own.midway, 'it was not killed during training'
+    said, code, err = runs.own.first
     assert code == 0 and '01_data: complete, skipped' in said and '02_model: complete, skipped' in said and '03_train: complete' not in said
-    assert 'resuming after epoch' in (runs.cut.dir/'03_train.ipynb').read_text()
-    for name in ('metrics.json', 'model.safetensors', 'manifest.csv', 'predictions.csv'): assert (runs.cut.dir/name).read_bytes() == (runs.whole.dir/name).read_bytes(), name
-    a, b = (pd.read_csv(d/'history.csv').drop(columns='seconds') for d in (runs.cut.dir, runs.whole.dir))
-    assert a.equals(b)
+    assert [bool(re.search(r'resuming after epoch \d', (d/'03_train.ipynb').read_text())) for d in (runs.own.dir, runs.straight)] == [True, False]
+    for name in ('model.safetensors', 'predictions.csv', 'metrics.json'): assert (runs.own.dir/name).read_bytes() == (runs.straight/name).read_bytes(), name
+    a, b = (pd.read_csv(d/'history.csv').drop(columns='seconds') for d in (runs.own.dir, runs.straight))
+    assert a.equals(b) and len(a) == 4
 
 def test_resuming_a_finished_run_does_nothing(runs):
-    said, code = runs.cut.again
-    assert code == 0 and said.count('complete, skipped') == len(STEPS) and runs.cut.untouched
+    said, code = runs.own.again
+    assert code == 0 and said.count('complete, skipped') == len(STEPS) and runs.own.untouched
 
 def test_a_changed_setting_is_run_again_from_its_step_on(runs):
     "Only what depends on it: here the report."
