@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'RANGES', 'WORDS', 'section', 'defaults', 'profiles', 'load_profile', 'check', 'within', 'typed', 'resolve',
-           'step_keys', 'run_step', 'new_run_dir', 'prepare', 'run_settings', 'run']
+           'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare', 'run_settings', 'run']
 
 # %% ../nbs/12_pipeline.ipynb #abb345b8
-import ast, difflib, os, sys
+import ast, difflib, os, sys, tempfile
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -129,6 +130,12 @@ def step_keys(
     return keys
 
 # %% ../nbs/12_pipeline.ipynb #3767000c
+@contextmanager
+def kernel_sockets():
+    "Configuration with which a kernel listens in a private folder, removed afterwards, instead of on ports that every user of the machine can reach."
+    with tempfile.TemporaryDirectory() as d: yield Config(KernelManager=dict(transport='ipc', ip=f'{d}/kernel') if os.name == 'posix' else {})
+
+# %% ../nbs/12_pipeline.ipynb #4ae60f51
 def run_step(
     step,      # name of a notebook
     settings,  # of this step
@@ -136,9 +143,10 @@ def run_step(
 ):
     "Execute one notebook into the run folder, as `.ipynb` and `.html`. Raises `FaceError` with the notebook's own line when the user can mend it."
     nbs, half, done = repo_path('nbs'), run_dir/f'.{step}.ipynb', run_dir/f'{step}.ipynb'
-    sockets = Config(KernelManager=dict(transport='ipc' if os.name == 'posix' else 'tcp'))  # out of reach of other users of the machine
-    try: papermill.execute_notebook(str(nbs/f'{step}.ipynb'), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs),
-                                    kernel_name='python3', progress_bar=False, stderr_file=sys.stderr, config=sockets)
+    try:
+        with kernel_sockets() as sockets:
+            papermill.execute_notebook(str(nbs/f'{step}.ipynb'), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs),
+                                       kernel_name='python3', progress_bar=False, stderr_file=sys.stderr, config=sockets)
     except PapermillExecutionError as e:
         if e.ename in ('FaceError', 'ImageError'): raise FaceError(e.evalue) from None
         raise

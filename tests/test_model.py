@@ -45,6 +45,7 @@ def test_round_trip(tmp_path):
     save_checkpoint(tmp_path/'n.safetensors', again, read)
     assert (tmp_path/'m.safetensors').read_bytes() == (tmp_path/'n.safetensors').read_bytes()  # nothing is lost a second time
 
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 def test_a_pickle_is_never_run(tmp_path, refused):
     trap = tmp_path/'sprung'
     for name in ('m.safetensors', 'm.pth', 'm.pt', 'last.ckpt'):
