@@ -11,8 +11,8 @@ from fakeface.cli import main, parser
 from fakeface.detector import COLUMNS, Detector
 
 COMMANDS = ('predict', 'evaluate', 'run', 'audit', 'fetch', 'app', 'ship')
-PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n', number='train: 3\n', sequence='train: [1]\n', list='- a\n',
-                text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
+PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
+                number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
 @pytest.fixture(scope='module')
 def world(drawn, checkpoint, tmp_path_factory):
@@ -32,22 +32,26 @@ def world(drawn, checkpoint, tmp_path_factory):
 
 WITH, RUN = ['--weights', '{d}/good.safetensors', '--device', 'cpu'], ['run', '--data', '{d}/faces']
 REAL = [  # made with the real command
-    ['predict', '{d}/none.jpg'], ['predict', '{d}/broken.tif', *WITH], ['audit', '{d}/one'], ['run', '--profile', 'demmo'], ['run', '--resume', '{d}/empty'], ['fetch'],
+    ['predict', '{d}/none.jpg'], ['predict', '{d}/broken.tif', *WITH], ['audit', '{d}/one'],
+    ['run', '--profile', 'demmo'], ['run', '--resume', '{d}/empty'], ['fetch'],
 ]
 MORE = [  # made in this process, to save time
-    ['predict', '{d}/photo.jpg', '{d}/none.jpg', *WITH], ['predict', '{d}/empty'], *(['predict', f'{{d}}/{n}', *WITH] for n in ('broken.jpg', 'page.jpg')), ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'], ['predict', '{d}/' + 'x' * 300],
-    *(['predict', '{d}/photo.jpg', '--weights', f'{{d}}/{n}'] for n in ('none.safetensors', 'pickle.pth', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
+    ['predict', '{d}/photo.jpg', '{d}/none.jpg', *WITH], ['predict', '{d}/empty'], *(['predict', f'{{d}}/{n}', *WITH] for n in ('broken.jpg', 'page.jpg')),
+    ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'], ['predict', '{d}/' + 'x' * 300],
+    *(['predict', '{d}/photo.jpg', '--weights', f'{{d}}/{n}'] for n in
+      ('none.safetensors', 'pickle.pth', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
     ['predict', '{d}/photo.jpg', '--weights', '{d}/good.safetensors', '--device', 'gpu'],
-    *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv')), ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
+    *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv')),
+    ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
     *(['evaluate', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['ship', '{d}/empty'],
     ['evaluate', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '{d}/one', *WITH, '--json', '{d}/empty'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
     *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
     *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],
-    *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs', 'epochs=3', 'train.epochs=[1',
-                                   'model.weights=none.pth', 'data.run_dir=x')),
-    *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8', 'train.device=gpu', 'train.lr=-1',
-                                   'train.crop=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
+    *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs',
+                                   'epochs=3', 'train.epochs=[1', 'model.weights=none.pth', 'data.run_dir=x')),
+    *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8',
+                                   'train.device=gpu', 'train.lr=-1', 'train.crop=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
     *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'],
 ]
 
@@ -83,7 +87,8 @@ def test_more_mistakes(args, world, tmp_path, monkeypatch, capsys):
     check(code, *capsys.readouterr())
     assert not listing(tmp_path) and listing(world) == before
 
-@pytest.mark.parametrize('args', [['frobnicate'], [], ['predict'], ['run', '--resume'], ['run', '--frob'], ['app', '--port', 'abc'], ['evaluate', 'x', '--split', 'all']], ids=name)
+@pytest.mark.parametrize('args', [['frobnicate'], [], ['predict'], ['run', '--resume'], ['run', '--frob'], ['app', '--port', 'abc'],
+                                  ['evaluate', 'x', '--split', 'all']], ids=name)
 def test_wrong_usage_is_code_2(args, capsys):
     with pytest.raises(SystemExit) as e: parser().parse_args(args)
     assert e.value.code == 2 and 'usage: fakeface' in capsys.readouterr().err
@@ -121,7 +126,8 @@ def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path, capsys):
     assert {os.fsencode(r[0]) for r in rows} == {os.path.join(os.fsencode(tmp_path/'in'), n) for n in [*names, b'corrupt.jpg']}
     bad, = [r for r in rows if r[4]]
     assert bad[0].endswith('corrupt.jpg') and bad[1:4] == ['0', '', ''] and 'damaged' in bad[4]
-    assert all(r[1] == '0' and 0 <= float(r[2]) <= 1 and r[3] in ('fake', 'real') for r in rows if r is not bad) and len({r[2] for r in rows if r is not bad}) == 1
+    good = [r for r in rows if r is not bad]
+    assert all(r[1] == '0' and 0 <= float(r[2]) <= 1 and r[3] in ('fake', 'real') for r in good) and len({r[2] for r in good}) == 1
     assert err.count('\n') == 2 and 'corrupt.jpg' in err.splitlines()[0] and '7 images' in err.splitlines()[1]
     overlays = [Image.open(p) for p in (tmp_path/'heat').iterdir()]
     assert len(overlays) == 6 and all(im.format == 'PNG' and im.size == (64, 64) for im in overlays)

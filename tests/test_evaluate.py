@@ -39,7 +39,8 @@ def test_more_images_narrow_the_interval():
     assert all(width(many[k]) < width(few[k]) / 3 for k in many)
 
 def test_the_interval_is_wilsons():
-    assert wilson(0, 10) == pytest.approx((0, .27753), abs=1e-4) and wilson(81, 263) == pytest.approx((.25527, .36621), abs=1e-4)  # Wilson 1927; Newcombe 1998, table I
+    assert wilson(0, 10) == pytest.approx((0, .27753), abs=1e-4)
+    assert wilson(81, 263) == pytest.approx((.25527, .36621), abs=1e-4)  # Newcombe 1998, table I
     assert wilson(0, 0) == (0, 1)
 
 def test_a_score_at_the_threshold_is_fake():
@@ -71,6 +72,7 @@ def test_errors_come_surest_first():
     wrong = errors(t, .4)
     assert len(wrong) == ((t.p_fake >= .4) != (t.label == 'fake')).sum() > 0 and wrong.confidence.is_monotonic_decreasing
     assert ((wrong.error == 'miss') == (wrong.label == 'fake')).all()
+    for kind, order in (('miss', True), ('false alarm', False)): assert wrong.p_fake[wrong.error == kind].is_monotonic_increasing == order
 
 @pytest.fixture(scope='module')
 def detector(checkpoint): return Detector.load(checkpoint, 'cpu')

@@ -1,7 +1,6 @@
 "Files from strangers: each is an upright RGB array or an `ImageError` in one line, and nothing else."
 
 import io
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -52,7 +51,8 @@ def test_truncated(format):
 
 @pytest.mark.parametrize('format', FORMATS)
 def test_fuzz(format):
-    rng, modes = Random(format), {'JPEG': ('RGB', 'L', 'CMYK'), 'PNG': ('RGBA', 'P', 'LA', '1'), 'GIF': ('P', 'L'), 'BMP': ('RGB', 'P'), 'TIFF': ('RGB', 'CMYK', 'L')}
+    rng = Random(format)
+    modes = dict(JPEG=('RGB', 'L', 'CMYK'), PNG=('RGBA', 'P', 'LA', '1'), GIF=('P', 'L'), BMP=('RGB', 'P'), TIFF=('RGB', 'CMYK', 'L'))
     options = [dict(compression=c) for c in ('raw', 'tiff_lzw', 'tiff_deflate', 'packbits')] if format == 'TIFF' else [{}]
     seeds = [encoded(noise('RGB').convert(m), format, **kw) for m in modes.get(format, ('RGB', 'RGBA')) for kw in options]
     opened = 0
@@ -67,7 +67,8 @@ def test_fuzz(format):
 @pytest.mark.parametrize('data, why', [
     (b'', 'empty'), (b'\0', 'not an image'), (b'\xff\xd8\xff', 'not an image|damaged'), (b'<html><body>404</body></html>', 'not an image'),
     (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'), (b'%PDF-1.7', 'not an image'), (b'RIFF\x24\0\0\0WEBPVP8 ', 'not an image|damaged'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'), (b'P6 2 2 255 ' + bytes(12), 'not an image')], ids=lambda v: repr(v)[2:14] if isinstance(v, bytes) else '')
+    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'), (b'P6 2 2 255 ' + bytes(12), 'not an image')],
+    ids=lambda v: repr(v)[2:14] if isinstance(v, bytes) else '')
 def test_what_is_no_image_is_named(data, why): refused(data, why)
 
 def test_missing_folder_and_unreadable_paths(tmp_path):
@@ -103,7 +104,9 @@ def test_every_mode_becomes_the_colour_it_shows(format, mode):
     a = open_image(encoded(im, format))
     assert a.shape == (3, 16, 16) and a.min() >= 250
 
-def test_cmyk_is_not_inverted(): assert open_image(encoded(Image.new('RGB', (16, 16), (255, 0, 0)).convert('CMYK'), 'JPEG'))[:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=8)
+def test_cmyk_is_not_inverted():
+    red = Image.new('RGB', (16, 16), (255, 0, 0)).convert('CMYK')
+    assert open_image(encoded(red, 'JPEG'))[:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=8)
 
 def test_sixteen_bits_keep_their_range():
     ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0))

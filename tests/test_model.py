@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from fakeface.core import FaceError
+from fakeface.core import REAL, FaceError
 from fakeface.detector import Detector
 from fakeface.model import META_KEY, build_model, fit_to, load_checkpoint, metadata, p_fake, pick_device, pick_dtype, save_checkpoint, to_input
 from fakeface.train import load_last
@@ -32,8 +32,9 @@ def refused(tmp_path):
 def rewritten(checkpoint, tmp_path):
     "A copy of the checkpoint with other tensors, metadata or raw metadata text."
     def write(tensors=lambda t: t, meta=None, text=None):
-        save_file(tensors(load_file(checkpoint)), path := tmp_path/'m.safetensors', {META_KEY: text if text is not None else json.dumps(metadata(size=64) if meta is None else meta)})
-        return path
+        text = text if text is not None else json.dumps(meta or metadata(size=64))
+        save_file(tensors(load_file(checkpoint)), tmp_path/'m.safetensors', {META_KEY: text})
+        return tmp_path/'m.safetensors'
     return write
 
 def test_round_trip(tmp_path):
@@ -49,14 +50,15 @@ def test_round_trip(tmp_path):
 def test_a_pickle_is_never_run(tmp_path, refused):
     trap = tmp_path/'sprung'
     for name in ('m.safetensors', 'm.pth', 'm.pt', 'last.ckpt'):
-        for dump in (lambda o, p: torch.save(o, p), lambda o, p: p.write_bytes(pickle.dumps(o)), lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False)):
+        for dump in (torch.save, lambda o, p: p.write_bytes(pickle.dumps(o)), lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False)):
             dump({'conv1.weight': torch.zeros(64, 3, 7, 7), 'x': Trap(trap)}, tmp_path/name)
             for f in (load_checkpoint, build_model, lambda p: load_last(p, ''), Detector.load): refused(tmp_path/name, f)
     assert not trap.exists()
     pickle.loads(pickle.dumps(Trap(trap)))
     assert trap.exists()  # the trap works
 
-@pytest.mark.parametrize('name', ['none.safetensors', 'none.pth', 'folder.safetensors', 'empty.safetensors', 'noise.safetensors', 'noise.pth', 'module.pth', 'list.pth'])
+@pytest.mark.parametrize('name', ['none.safetensors', 'none.pth', 'folder.safetensors', 'empty.safetensors', 'noise.safetensors', 'noise.pth',
+                                  'module.pth', 'list.pth'])
 def test_what_is_no_weights_file(name, tmp_path, refused):
     (tmp_path/'folder.safetensors').mkdir(); (tmp_path/'empty.safetensors').touch()
     for n in ('noise.safetensors', 'noise.pth'): (tmp_path/n).write_bytes(np.random.default_rng(0).bytes(999))
@@ -128,7 +130,8 @@ def test_no_network(offline):
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); closed = s.getsockname()[1]
     offline(closed); starts_random_with_a_warning()
 
-@pytest.mark.parametrize('answer', [b'', b'who are you?\r\n', b'HTTP/1.1 407 Pay first\r\n\r\n', b'HTTP/1.1 200 OK\r\n\r\nnot TLS'], ids=['nothing', 'nonsense', 'refusal', 'no TLS'])
+@pytest.mark.parametrize('answer', [b'', b'who are you?\r\n', b'HTTP/1.1 407 Pay first\r\n\r\n', b'HTTP/1.1 200 OK\r\n\r\nnot TLS'],
+                         ids=['nothing', 'nonsense', 'refusal', 'no TLS'])
 def test_a_network_that_is_no_network(offline, answer):
     with socket.create_server(('127.0.0.1', 0)) as server:
         def serve():
@@ -178,3 +181,12 @@ def test_detector_judges_a_batch_as_it_judges_one(checkpoint, drawn):
     for v, p in zip(together, paths): assert detector.predict(p)[0].p_fake == pytest.approx(v.p_fake, abs=1e-5)
     explained, = detector.explain(paths[0])
     assert explained.p_fake == pytest.approx(together[0].p_fake, abs=1e-5) and explained.overlay().shape == (64, 64, 3)
+
+def test_the_heatmap_speaks_for_the_verdict():
+    "Here every place speaks for real and none for fake, whatever the bias makes of it."
+    model, _ = build_model('random')
+    torch.nn.init.zeros_(model.fc.weight); torch.nn.init.ones_(model.fc.weight[REAL])
+    for bias, verdict, warmest in ((1e4, 'fake', 0), (-1e4, 'real', 1)):
+        model.fc.bias.data = torch.tensor([bias, 0.])
+        v, = Detector(model, metadata(size=64), 'cpu').explain(np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8))
+        assert (v.verdict, v.heatmap.max()) == (verdict, pytest.approx(warmest))

@@ -1,6 +1,6 @@
 "Real runs on tiny data: all artefacts, numbers that agree with each other, and a killed run that ends like one that was not."
 
-import hashlib, json, os, re, shutil, signal, subprocess, threading, time
+import hashlib, json, re, shutil, signal, subprocess, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace

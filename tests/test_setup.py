@@ -3,7 +3,6 @@
 import re, shutil, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import distribution, entry_points
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -27,7 +26,8 @@ def test_the_installed_package_asks_for_what_settings_list():
     for r in map(Requirement, distribution('fakeface').requires):
         extra = re.search(r'extra == "(\w+)"', str(r.marker)); r.marker = None
         asked[extra[1] if extra else ''].append(str(r))
-    assert {k: spoken(v) for k, v in asked.items()} == {'': spoken(CFG['requirements'].split()), 'dev': spoken(CFG['dev_requirements'].split()), 'fetch': spoken(CFG['fetch_requirements'].split())}
+    listed = dict(zip(asked, (CFG[n].split() for n in ('requirements', 'dev_requirements', 'fetch_requirements'))))
+    assert {k: spoken(v) for k, v in asked.items()} == {k: spoken(v) for k, v in listed.items()}
     assert distribution('fakeface').version == CFG['version'] and distribution('fakeface').metadata['Requires-Python'] == f'>={CFG["min_python"]}'
     command, = [e for e in entry_points(group='console_scripts') if e.name == 'fakeface']
     assert f'fakeface={command.value}' == CFG['console_scripts']
