@@ -59,11 +59,12 @@ def cmd_evaluate(a):
     "Judge a folder whose classes are known and report accuracy, AUC and the rest with intervals."
     from fakeface.detector import Detector
     from fakeface.evaluate import metrics_table
-    from fakeface.report import evaluate_folder
+    from fakeface.report import STANDIN, evaluate_folder
     result = evaluate_folder(Detector.load(a.weights, a.device), a.folder, a.split, progress=sys.stderr.isatty())
     if a.json: save_json(a.json, result)
     print(metrics_table(result).to_string())
     print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} unreadable; threshold {result["threshold"]:.3f}')
+    if result['source'] == 'standin': print(STANDIN)
 
 # %% ../nbs/13_cli.ipynb #65cf86cb
 def cmd_audit(a):
@@ -192,5 +193,5 @@ def main(
     except KeyboardInterrupt: print('fakeface: interrupted', file=sys.stderr); return 130
     except Exception as e:
         if type(e).__name__ != 'PapermillExecutionError': raise  # not imported: papermill is slow to start
-        print(f'fakeface: a notebook failed: {e.ename}: {e.evalue}; its executed copy in the run folder shows where', file=sys.stderr)
+        print(printable(f'fakeface: a notebook failed: {e.ename}: {e.evalue}; its executed copy in the run folder shows where'), file=sys.stderr)
         return 1

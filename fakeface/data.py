@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'STANDARD_SUM', 'MANIFEST', 'KAGGLE_SET', 'subfolders', 'class_folders', 'list_images', 'shuffled',
-           'fill_splits', 'jpeg_quality', 'dhash', 'bits_apart', 'inspect_image', 'take', 'sample', 'leaks', 'span',
-           'audit', 'save_manifest', 'load_manifest', 'fetch']
+           'fill_splits', 'jpeg_quality', 'dhash', 'bits_apart', 'inspect_image', 'take', 'source_name', 'sample',
+           'leaks', 'span', 'audit', 'save_manifest', 'load_manifest', 'fetch']
 
 # %% ../nbs/01_data.ipynb #0cbba6cb
 import os
@@ -154,6 +154,13 @@ def take(
     return taken, passed
 
 # %% ../nbs/01_data.ipynb #b01caabe
+def source_name(
+    root  # data set
+):
+    "Name of a data set: its folder's, or 'standin' for the generated one, whatever its folder is called."
+    return 'standin' if (Path(root)/'standin.json').is_file() else Path(root).resolve().name
+
+# %% ../nbs/01_data.ipynb #7e810111
 MANIFEST = ['path', 'label', 'split', 'sha256', 'width', 'height', 'format', 'quality', 'bytes', 'generator', 'source']
 
 def sample(
@@ -167,7 +174,7 @@ def sample(
     "Balanced, seeded, leak-free sample: `(manifest, passed)`, DataFrames of the images taken and of those passed over with the reason."
     if odd := [f'n_{s}={n}' for s, n in counts.items() if n < 0 or n == 1]:
         raise FaceError(f'{odd[0]}: name at least two images, one of each class, or 0 for all that balance allows')
-    files, source = fill_splits(list_images(root), seed), source or Path(root).resolve().name
+    files, source = fill_splits(list_images(root), seed), source or source_name(root)
     rows, passed, seen, known = [], [], {}, np.empty((0, 4), np.uint64)
     with tqdm(desc='reading images', unit=' images') as bar:
         for split in ('test', 'valid', 'train'):

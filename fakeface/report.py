@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment
 
 from .core import *
-from .data import audit, list_images, load_manifest
+from .data import audit, list_images, load_manifest, source_name
 from .evaluate import evaluate, metrics_table
 from .model import load_checkpoint
 
@@ -169,7 +169,7 @@ def evaluate_folder(
     verdicts = detector.predict([(p, Path(root)/p) for p in files.path], progress=progress)
     judged = files.assign(p_fake=[v.p_fake for v in verdicts]).dropna()
     if not len(judged): raise FaceError(f'{root}: none of {len(files)} images could be opened; the first: {verdicts[0].error}')
-    return evaluate(judged, detector.threshold, bootstrap) | dict(source=Path(root).resolve().name, split=split or 'all', unreadable=len(files) - len(judged))
+    return evaluate(judged, detector.threshold, bootstrap) | dict(source=source_name(root), split=split or 'all', unreadable=len(files) - len(judged))
 
 # %% ../nbs/11_report.ipynb #8ef587d6
 def results_markdown(

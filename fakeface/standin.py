@@ -406,8 +406,9 @@ def make_standin(
     tmp = out.with_name(f'.{out.name}.{os.getpid()}.tmp')
     try:
         write_standin(tmp, settings)
-        if done(): return out  # another process was faster
-        if out.exists(): shutil.rmtree(out)
-        tmp.rename(out)
+        if out.exists() and not done(): shutil.rmtree(out)
+        try: tmp.rename(out)
+        except OSError:
+            if not done(): raise  # another process was faster
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
