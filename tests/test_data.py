@@ -91,6 +91,7 @@ def test_same_bytes_whatever_the_file_system_says(drawn, tmp_path):
     for i, p in enumerate(sorted(drawn.rglob('*.jpg'), reverse=True)):  # written in another order, with other times
         (q := copy/p.relative_to(drawn)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(p, q); os.utime(q, (1e9 - i, 1e9 - i))
+    shutil.copyfile(drawn/'standin.json', copy/'standin.json')
     for name, root in (('a', drawn), ('b', copy), ('c', f'{copy}/train/..')): save_manifest(sample(root, dict(train=10, valid=4, test=4))[0], tmp_path/name)
     assert (tmp_path/'a').read_bytes() == (tmp_path/'b').read_bytes() == (tmp_path/'c').read_bytes()
 

@@ -79,7 +79,7 @@ def detector(checkpoint): return Detector.load(checkpoint, 'cpu')
 
 def test_a_folder(detector, drawn):
     result = evaluate_folder(detector, drawn, 'test', 50, progress=False)
-    assert (result['n_fake'], result['n_real'], result['unreadable'], result['source'], result['split']) == (6, 6, 0, 'drawn', 'test')
+    assert (result['n_fake'], result['n_real'], result['unreadable'], result['source'], result['split']) == (6, 6, 0, 'standin', 'test')
     said = {c: sum(v.verdict == 'fake' for v in detector.predict(sorted((drawn/'test'/c).iterdir()))) for c in ('fake', 'real')}
     assert result['confusion'] == [[said['fake'], 6 - said['fake']], [said['real'], 6 - said['real']]]
     assert evaluate_folder(detector, drawn, None, 50, progress=False)['n'] == 56
