@@ -11,7 +11,7 @@ from fakeface.detector import Detector, csv_rows
 
 MAX_FILES, MAX_TOTAL = 100, 4 * MAX_BYTES  # judged in one session at a time
 PER_PAGE = 10                              # images shown in full at once
-SAYS = {'fake': 'Looks fake', 'real': 'Looks real', '': 'Unreadable'}
+SAYS = {'fake': 'Looks fake', 'real': 'Looks real', 'uncertain': 'Uncertain', '': 'Unreadable'}
 
 # Streamlit's server would put the part of an upload that exceeds 1 MB into a temporary file; photographs of strangers stay in memory
 MultiPartParser.spool_max_size = 2 * MAX_BYTES
@@ -68,7 +68,7 @@ def card(v, opacity):
 def summary(verdicts):
     "Many verdicts at a glance."
     count = Counter(v.verdict for v in verdicts)
-    st.header(f'{len(verdicts)} files: {count["fake"]} fake, {count["real"]} real, {count[""]} unreadable', anchor=False)
+    st.header(f'{len(verdicts)} files: {count["fake"]} fake, {count["real"]} real, {count["uncertain"]} uncertain, {count[""]} unreadable', anchor=False)
     table = {'File': [v.path for v in verdicts], 'Verdict': [SAYS[v.verdict] for v in verdicts], 'Generated': [None if v.error else 100 * v.p_fake for v in verdicts]}
     if count['']: table['Reason'] = [v.error for v in verdicts]
     st.dataframe(table, hide_index=True, placeholder='', alt='The verdicts, one file a row', column_config={
@@ -77,9 +77,9 @@ def summary(verdicts):
 
 def about(detector):
     "What a verdict means, what it does not, and whose it is."
-    meta = detector.meta
+    meta, (low, high) = detector.meta, detector.band
     st.header('What a verdict means', anchor=False)
-    st.markdown(f'''The model estimates the probability that a face was generated, and calls it fake from **{percent(detector.threshold)}** on.
+    st.markdown(f'''The model estimates the probability that a face was generated, and calls it fake from **{percent(high)}** on and real below **{percent(low)}**. Between the two it is uncertain.
 
 The model that ships learned from aligned face crops of 256 × 256 pixels: fakes made by StyleGAN, photographs from FFHQ. Its probabilities hold for images like these.''')
     st.header('What it does not mean', anchor=False)
@@ -89,7 +89,7 @@ The model that ships learned from aligned face crops of 256 × 256 pixels: fakes
 - Small faces in large pictures, and copies that were resized or strongly compressed, are judged less reliably.
 - The heatmap shows where the model found evidence for its verdict. It does not mark what was altered.''')
     st.header('The model', anchor=False)
-    st.text(f'ResNet18, input {detector.size} × {detector.size} pixels\nThreshold {detector.threshold:.3f}\nLearned from: {meta.get("source", "not recorded")}')
+    st.text(f'ResNet18, input {detector.size} × {detector.size} pixels\nUncertain from {low:.3f} to {high:.3f}\nLearned from: {meta.get("source", "not recorded")}')
 
 st.set_page_config('Real or generated?', '🔎')
 st.title('Real or generated?', anchor=False)

@@ -27,7 +27,7 @@ class Verdict:
     "What the detector says of one image; `heatmap` and `image` only from `Detector.explain`."
     path: str                        # as the user named it
     p_fake: float | None = None      # in [0, 1]; None when the image could not be judged
-    verdict: str = ''                # 'fake' or 'real'; '' when it could not be judged
+    verdict: str = ''                # 'fake', 'real' or 'uncertain'; '' when it could not be judged
     error: str = ''                  # why not
     face: int = 0                    # 0: the whole image was judged
     heatmap: np.ndarray | None = None  # float32 (h, w) in [0, 1]: evidence for the verdict
@@ -56,7 +56,7 @@ class Detector:
     ):
         self.device, self.meta = pick_device(device), meta
         self.model = model.eval().to(self.device, memory_format=torch.channels_last)
-        self.threshold, self.temperature = meta['threshold'], meta['temperature']
+        self.threshold, self.temperature, self.band = meta['threshold'], meta['temperature'], tuple(meta['band'])
         self.size, self.normalize = meta['preprocessing']['size'], meta['preprocessing']['normalize']
 
     @classmethod
@@ -96,7 +96,7 @@ def judge_batch(
         heats = heat(maps, torch.from_numpy(np.where(p >= detector.threshold, FAKE, REAL)).to(maps.device)).cpu().numpy() if explain else None
         for k, (i, im) in enumerate(opened.items()):
             more = dict(heatmap=heats[k], image=im.numpy()) if explain else {}
-            out[i] = Verdict(batch[i][0], float(p[k]), 'fake' if p[k] >= detector.threshold else 'real', **more)
+            out[i] = Verdict(batch[i][0], float(p[k]), decide(p[k], *detector.band), **more)
     return [out[i] for i in range(len(batch))]
 
 # %% ../nbs/10_detector.ipynb #a6ef69b9

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'META_KEY', 'FORMAT', 'STORED', 'fit_to', 'to_input', 'new_model', 'read_tensors', 'imagenet_tensors',
            'build_model', 'pick_device', 'pick_dtype', 'autocast', 'metadata', 'save_checkpoint', 'check_metadata',
-           'load_checkpoint', 'p_fake']
+           'load_checkpoint', 'p_fake', 'decide']
 
 # %% ../nbs/02_model.ipynb #200001d0
 import json, socket, warnings
@@ -126,18 +126,19 @@ def autocast(
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 # %% ../nbs/02_model.ipynb #a25d94da
-META_KEY, FORMAT, STORED = 'fakeface', 1, (torch.float16, torch.bfloat16, torch.float32)
+META_KEY, FORMAT, STORED = 'fakeface', 2, (torch.float16, torch.bfloat16, torch.float32)
 
 def metadata(
     size=128,           # side of the input in pixels
     normalize=True,     # see `to_input`
     temperature=1.0,    # logits are divided by it (Guo et al. 2017, arXiv 1706.04599)
-    threshold=0.5,      # p_fake at and above which the verdict is 'fake'
+    threshold=0.5,      # the p_fake that parts fake from real when there must be an answer
+    band=None,          # (low, high): 'real' below low, 'fake' from high on, 'uncertain' between; None: both are the threshold
     **more              # training settings, manifest digest, metrics ...
 ):
     "The metadata of a checkpoint as a JSON-ready dict."
     return dict(format=FORMAT, architecture='resnet18', classes=list(CLASSES), preprocessing=dict(size=size, normalize=normalize),
-                temperature=temperature, threshold=threshold, **more)
+                temperature=temperature, threshold=threshold, band=list(band or [threshold] * 2), **more)
 
 # %% ../nbs/02_model.ipynb #4357f638
 def save_checkpoint(
@@ -167,6 +168,9 @@ def check_metadata(
          'preprocessing must hold size (32 to 1024) and normalize')
     need(number(meta.get('temperature'), 1e-3, 1e3), 'temperature must be a number between 0.001 and 1000')
     need(number(meta.get('threshold'), 0, 1), 'threshold must lie between 0 and 1')
+    band = meta.get('band')
+    need(isinstance(band, list) and len(band) == 2 and all(number(v, 0, 1) for v in band) and band[0] <= meta['threshold'] <= band[1],
+         'band must hold two numbers between 0 and 1 with the threshold between them')
     return meta
 
 # %% ../nbs/02_model.ipynb #5b42fd19
@@ -194,3 +198,11 @@ def p_fake(
     "Probability that each image is fake: float64 array (N,) in [0, 1]."
     logits = np.asarray(logits, np.float64) / temperature
     return expit(logits[:, FAKE] - logits[:, REAL])
+
+# %% ../nbs/02_model.ipynb #49b1fa06
+def decide(
+    p,         # p_fake
+    low, high  # the band of a checkpoint
+):
+    "'real' below the band, 'fake' from its upper end on, 'uncertain' in it."
+    return 'fake' if p >= high else 'real' if p < low else 'uncertain'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'RANGES', 'WORDS', 'section', 'defaults', 'profiles', 'load_profile', 'check', 'within', 'typed', 'resolve',
-           'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare', 'run_settings', 'run']
+           'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare', 'run_settings', 'run_name', 'run']
 
 # %% ../nbs/12_pipeline.ipynb #abb345b8
 import ast, difflib, os, sys, tempfile
@@ -18,11 +18,12 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from .core import *
+from .corrupt import parse
 from .data import list_images
 from .model import pick_device
 
 # %% ../nbs/12_pipeline.ipynb #61b24ac0
-STEPS = ('01_data', '02_model', '03_train', '04_evaluate', '05_gradcam', '11_report')
+STEPS = ('01_data', '02_model', '03_train', '04_evaluate', '05_gradcam', '06_robustness', '11_report')
 
 def section(step): return step.split('_', 1)[1]  # '03_train' -> 'train': its section in a profile
 
@@ -62,10 +63,11 @@ def check(
     raise FaceError(f'{what} {str(name)!r} is unknown' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(known)}'))
 
 # %% ../nbs/12_pipeline.ipynb #9bb5f7c8
-RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'evaluate.batch_size': 1, 'evaluate.bootstrap': 1, 'gradcam.each': 1,
+RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'evaluate.batch_size': 1, 'evaluate.bootstrap': 1, 'robustness.batch_size': 1, 'robustness.bootstrap': 1, 'gradcam.each': 1,
           'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
-          'train.jpeg_p': (0, 1), 'train.blur_p': (0, 1), 'train.rescale_p': (0, 1)}  # the least, or the least and the most
-WORDS = {'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
+          'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
+          'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.band': (0, .5)}  # the least, or the least and the most
+WORDS = {'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
 
 def within(
     name,  # 'train.epochs'
@@ -73,6 +75,7 @@ def within(
 ):
     "`value`, if the step can work with it; numbers that nothing is said of must not be negative. Raises `FaceError`."
     if name in WORDS and value not in WORDS[name]: raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
+    if name in ('train.copies', 'robustness.copies'): [parse(c) for c in value.split()]
     least = RANGES.get(name, 0)
     low, high = least if isinstance(least, tuple) else (least, float('inf'))
     if isinstance(value, (int, float)) and not low <= value <= high:
@@ -182,7 +185,7 @@ def prepare(
     if data: d['root'] = str(data)
     if needs_data and not d['root']:
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
-    for s in ('03_train', '04_evaluate'): pick_device(settings[s]['device'])
+    for s in ('03_train', '04_evaluate', '06_robustness'): pick_device(settings[s]['device'])
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
     elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())
@@ -207,15 +210,24 @@ def run_settings(
         raise FaceError(f'{path}: its settings are not those of this version; start a new run')
     return settings
 
+# %% ../nbs/12_pipeline.ipynb #5fb01f1c
+def run_name(
+    run_dir  # of a run
+):
+    "`140k, seed 42`: the profile of a run and its seed."
+    config = yaml.safe_load((Path(run_dir)/'config.yaml').read_text(encoding='utf-8'))
+    return f'{config["profile"]}, seed {config["settings"]["03_train"]["seed"]}'
+
 # %% ../nbs/12_pipeline.ipynb #8fcc4a6e
 def run(
     run_dir,         # from `prepare`, or a run that was cut off
-    say=print        # how to tell of progress
+    say=print,       # how to tell of progress
+    until=STEPS[-1]  # the last step to execute
 ):
     "Execute the steps that are not complete yet; returns the path of the report. Raises `FaceError` when `run_dir` is not a run."
     run_dir, settings = Path(run_dir).resolve(), run_settings(run_dir)
     keys, done = step_keys(settings), load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}
-    for i, s in enumerate(STEPS):
+    for i, s in enumerate(STEPS[:STEPS.index(until) + 1]):
         if done.get(s) == keys[s]: say(f'[{i + 1}/{len(STEPS)}] {s}: complete, skipped'); continue
         say(f'[{i + 1}/{len(STEPS)}] {s}')
         run_step(s, settings[s], run_dir)

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from fakeface import core, detector as detecting
 from fakeface.detector import COLUMNS, Detector, row
-from fakeface.model import build_model, metadata, save_checkpoint
+from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = ['**x**[a](b).jpg', '<img src=x onerror=alert(1)>.jpg', ':red[r] $e^x$ `c` https___example.org.jpg', '# h _u_ ~~s~~.png']
@@ -74,13 +74,25 @@ def test_many_images_one_broken(app, weights, monkeypatch):
     upload(app, *files)
     assert shown(app) == [(f'Looks {v.verdict}' if v.verdict else 'Unreadable', v.path) for v in expected]
     assert [t for t in texts(app.main.text) if t.startswith('Reason: ')] == [f'Reason: {v.error}' for v in expected if v.error]
-    assert texts(app.main.header) == ['4 files: 1 fake, 1 real, 2 unreadable']
+    assert texts(app.main.header) == ['4 files: 1 fake, 1 real, 0 uncertain, 2 unreadable']
     table = app.dataframe[0].value
     assert list(table.File) == [n for n, _ in files] and list(table.Reason) == [v.error for v in expected]
     assert np.allclose(table.Generated.fillna(-1), [-1 if v.error else 100 * v.p_fake for v in expected], atol=1e-3)
     head, *rows = csv.reader(io.StringIO(saved[-1]))
     assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [row(v)[:2] + row(v)[3:] for v in expected]
     assert all(abs(float(r[2]) - v.p_fake) < 1e-5 if v.verdict else r[2] == '' for r, v in zip(rows, expected))
+
+def test_doubt_is_shown_as_doubt(weights, tmp_path, monkeypatch):
+    model, meta = load_checkpoint(weights)
+    low, high = sorted(v.p_fake for v in Detector.load(weights, 'cpu').predict([picture(0), picture(1)]))
+    save_checkpoint(path := tmp_path/'doubt.safetensors', model, meta | dict(band=[low - 1e-3, (low + high) / 2]))
+    monkeypatch.setenv('FAKEFACE_WEIGHTS', str(path))
+    app = upload(AppTest.from_file(str(ROOT/'app.py'), default_timeout=60).run(), ('a.jpg', picture(0)), ('b.jpg', picture(1)), BROKEN)
+    assert texts(app.main.header) == ['3 files: 1 fake, 0 real, 1 uncertain, 1 unreadable']
+    assert sorted(h for h, _ in shown(app)) == sorted(app.dataframe[0].value.Verdict) == ['Looks fake', 'Uncertain', 'Unreadable']
+    assert sorted(p.proto.text for p in app.get('progress')) == sorted(map(words, (low, high))) and len(app.image) == 4  # doubt is explained too
+    about = '\n'.join(texts(app.sidebar.markdown) + texts(app.sidebar.text))
+    assert f'{low - 1e-3:.3f} to {(low + high) / 2:.3f}' in about and 'uncertain' in about
 
 def test_hostile_names_stay_text(app):
     upload(app, *[(n, picture(i)) for i, n in enumerate(HOSTILE)])

@@ -9,8 +9,9 @@ from PIL import Image
 from conftest import COMMAND
 from fakeface.cli import main, parser
 from fakeface.detector import COLUMNS, Detector
+from fakeface.model import load_checkpoint, save_checkpoint
 
-COMMANDS = ('predict', 'evaluate', 'run', 'audit', 'fetch', 'app', 'ship')
+COMMANDS = ('predict', 'evaluate', 'run', 'audit', 'fetch', 'app', 'ship', 'try')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
                 number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
@@ -26,6 +27,7 @@ def world(drawn, checkpoint, tmp_path_factory):
     (d/'notes'/'readme.txt').write_text('x'); shutil.copyfile(d/'broken.jpg', d/'bad'/'1.jpg'); (d/'bad'/'2.jpg').touch()
     for name in ('pickle.pth', 'pickle.safetensors'): (d/name).write_bytes(pickle.dumps(os.getcwd))
     shutil.copyfile(checkpoint, d/'good.safetensors'); (d/'cut.safetensors').write_bytes(checkpoint.read_bytes()[:9999])
+    model, meta = load_checkpoint(checkpoint); save_checkpoint(d/'doubt.safetensors', model, meta | dict(band=[1e-9, 1 - 1e-9]))
     for name, text in PROFILES.items(): (d/f'{name}.yaml').write_text(text)
     (d/'odd-run'/'config.yaml').write_text('settings: [1\n'); (d/'text-run'/'config.yaml').write_text('hello\n')
     return d
@@ -51,7 +53,12 @@ MORE = [  # made in this process, to save time
     *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs',
                                    'epochs=3', 'train.epochs=[1', 'model.weights=none.pth', 'data.run_dir=x')),
     *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8',
-                                   'train.device=gpu', 'train.lr=-1', 'train.crop=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
+                                   'train.device=gpu', 'train.lr=-1', 'train.crop=-1',
+                                   'train.copies=jpg:50', 'train.copies=jpeg:75 scale:9', 'train.copies=jpeg', 'train.copies=jpeg:75+', 'train.copies=50', 'train.ema=1',
+                                   'train.fpr=0.6', 'train.band=-0.1', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.device=gpu',
+                                   'robustness.bootstrap=0', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
+    ['try'], ['try', 'robust'], *(['try', n, '--data', '{d}/faces'] for n in ('robst', 'common', '')), ['try', 'robust', '--data', '{d}/none'],
+    ['try', 'robust', '--data', '{d}/faces', '--set', 'train.epoch=3'], *(['try', '--judging', f'{{d}}/{n}'] for n in ('none', 'empty', 'odd-run')),
     *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'],
 ]
 
@@ -110,7 +117,28 @@ def test_version(cli):
 def test_one_image(cli, world):
     code, out, err = cli('predict', world/'photo.jpg', '--weights', world/'good.safetensors', '--device', 'cpu')
     v, = Detector.load(world/'good.safetensors', 'cpu').predict(world/'photo.jpg')
-    assert code == 0 and out == f'{v.verdict}  {v.p_fake:.3f}  {world/"photo.jpg"}\n' and err.count('\n') == 1
+    assert code == 0 and out == f'{v.verdict}       {v.p_fake:.3f}  {world/"photo.jpg"}\n' and len(v.verdict) == 4 and err.count('\n') == 1
+
+def test_doubt_is_said_and_counted(world, tmp_path, capsys):
+    with_doubt = ['--weights', str(world/'doubt.safetensors'), '--device', 'cpu']
+    code, (out, err) = main(['predict', str(world/'photo.jpg'), str(world/'whole.tif'), *with_doubt, '--heatmaps', str(tmp_path/'heat')]), capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0 and [w[0] for w in lines] == ['uncertain'] * 2 and all(0 < float(w[1]) < 1 for w in lines) and len(list((tmp_path/'heat').iterdir())) == 2
+    assert err == '2 images: 0 fake, 0 real, 2 uncertain, 0 unreadable\n'
+    assert main(['predict', str(world/'photo.jpg'), str(world/'broken.jpg'), *with_doubt, '--csv', str(tmp_path/'out.csv')]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == '2 images: 0 fake, 0 real, 1 uncertain, 1 unreadable'
+    with open(tmp_path/'out.csv', newline='') as f: assert [r['verdict'] for r in csv.DictReader(f)] == ['uncertain', '']
+    assert main(['evaluate', str(world/'one'), *with_doubt, '--json', str(tmp_path/'n.json')]) == 0
+    m = json.loads((tmp_path/'n.json').read_text())['metrics']
+    assert (m['answered']['k'], m['answered']['n'], m['wrong_answers']['n'], m['accuracy']['n']) == (0, 16, 0, 16) and 'answered' in capsys.readouterr().out
+
+def test_verdicts_stand_in_columns(world, capsys):
+    "A score begins in the same place whatever the verdict."
+    at = set()
+    for weights in ('good', 'doubt'):
+        main(['predict', str(world/'photo.jpg'), '--weights', str(world/f'{weights}.safetensors'), '--device', 'cpu'])
+        at.add(capsys.readouterr().out.index('0.'))
+    assert len(at) == 1
 
 def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path, capsys):
     "One corrupt image is a row, odd names come through unchanged, and each good image gets its heatmap."

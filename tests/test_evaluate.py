@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 
 from fakeface.core import FaceError
 from fakeface.detector import Detector
-from fakeface.evaluate import compare_errors, errors, evaluate, metrics_table, plot_confusion, plot_curves, plot_errors, wilson
+from fakeface.evaluate import compare_errors, ece, ece_if_perfect, errors, evaluate, metrics_table, plot_confusion, plot_curves, plot_errors, plot_reliability, tpr_at, wilson
+from fakeface.model import build_model, metadata
 from fakeface.report import answer, evaluate_folder, fill, results_markdown
 
 def drawn_scores(seed, n_fake=60, n_real=40, apart=1.):
@@ -26,17 +27,30 @@ def test_as_scikit_learn_has_them(seed, threshold):
     fake, said = t.label == 'fake', t.p_fake >= threshold
     theirs = dict(accuracy=sk.accuracy_score(fake, said), precision=sk.precision_score(fake, said, zero_division=0), recall=sk.recall_score(fake, said),
                   specificity=sk.recall_score(~fake, ~said), f1=sk.f1_score(fake, said), auc=sk.roc_auc_score(fake, t.p_fake),
-                  average_precision=sk.average_precision_score(fake, t.p_fake))
+                  average_precision=sk.average_precision_score(fake, t.p_fake),
+                  tpr_at_1_fpr=(t.p_fake[fake] > t.p_fake[~fake].max()).mean())  # of 40 reals none may be accused
     assert {k: v['value'] for k, v in result['metrics'].items()} == pytest.approx(theirs)
+    assert result['calibration']['ece'] == pytest.approx(abs((fake - t.p_fake).groupby((t.p_fake * 10).astype(int)).sum()).sum() / 100)
     assert result['confusion'] == sk.confusion_matrix(t.label, np.where(said, 'fake', 'real'), labels=['fake', 'real']).tolist()
     for m in result['metrics'].values():
         assert 0 <= m['low'] <= m['value'] <= m['high'] <= 1 and ('k' not in m or m['k'] / m['n'] == m['value'])
     assert (result['n'], result['n_fake'], result['n_real'], result['threshold']) == (100, 60, 40, threshold)
 
+def test_what_perfect_calibration_would_show():
+    "The range holds the error of labels drawn from the scores about as often as it says, and not that of scores that are too sure."
+    rng = np.random.default_rng(1)
+    inside = 0
+    for seed in range(40):
+        p = rng.uniform(size=200)
+        low, high = ece_if_perfect(p, 200, seed)
+        inside += low <= ece(rng.uniform(size=200) < p, p) <= high
+        assert ece(rng.uniform(size=200) < .5, p) > high
+    assert inside >= 34
+
 def test_more_images_narrow_the_interval():
     width = lambda m: m['high'] - m['low']
     few, many = (evaluate(drawn_scores(0, n, n), bootstrap=200)['metrics'] for n in (50, 2000))
-    assert all(width(many[k]) < width(few[k]) / 3 for k in many)
+    assert all(width(many[k]) < width(few[k]) / 3 for k in many if k != 'tpr_at_1_fpr')  # it hangs on the few highest reals
 
 def test_the_interval_is_wilsons():
     assert wilson(0, 10) == pytest.approx((0, .27753), abs=1e-4)
@@ -64,8 +78,43 @@ def test_no_errors_and_nothing_but_errors(tmp_path):
         assert result['metrics']['accuracy']['value'] == result['metrics']['auc']['value'] == (sign > 0)
         assert len(errors(t)) == (0 if sign > 0 else 100)
         assert all(np.isfinite(list(m.values())).all() for m in result['metrics'].values())
-        for figure in (plot_confusion(result).figure, plot_curves(t), plot_errors(tmp_path, errors(t).head(0))): plt.close(figure)
+        for figure in (plot_confusion(result).figure, plot_reliability(t).figure, plot_curves(t), plot_errors(tmp_path, errors(t).head(0))): plt.close(figure)
     assert compare_errors(pd.DataFrame(dict(wrong=[False] * 20, v=range(20)))).empty
+
+@pytest.mark.parametrize('seed', range(3))
+def test_answers_and_doubt(seed):
+    "What the band leaves unanswered is in neither share; a score at its lower end is in doubt, one at its upper end is not."
+    t, band = drawn_scores(seed), (.3, .8)
+    t.loc[[0, 1, 98, 99], 'p_fake'] = [.3, .8, .3, .8]
+    said = np.select([t.p_fake < .3, t.p_fake >= .8], ['real', 'fake'], '')
+    m, plain = (evaluate(t, .6, 20, band=b)['metrics'] for b in (band, None))
+    assert (m['answered']['k'], m['answered']['n']) == ((said != '').sum(), 100) and 0 < m['answered']['value'] < 1
+    assert (m['wrong_answers']['k'], m['wrong_answers']['n']) == (((said != '') & (said != t.label)).sum(), (said != '').sum())
+    assert plain == {k: v for k, v in m.items() if k not in ('answered', 'wrong_answers')}  # the other numbers know no doubt
+    sure = evaluate(t, .6, 20, band=(.6, .6))['metrics']
+    assert sure['answered']['value'] == 1 and sure['wrong_answers']['value'] == pytest.approx(1 - sure['accuracy']['value'])
+    none = evaluate(t, .6, 20, band=(1e-9, 1 - 1e-9))['metrics']
+    assert none['answered']['value'] == 0 and (none['wrong_answers']['low'], none['wrong_answers']['high']) == (0, 1)
+
+def test_calibration_error_of_what_is_known():
+    fake = np.array([True, False, True, True, False])
+    assert ece(fake, fake.astype(float)) == 0 and ece(fake, 1. - fake) == 1
+    assert ece(fake[:4], np.array([.72, .74, .76, .78])) == pytest.approx(0)  # three of four, called 75 %
+    assert ece(fake, np.array([.9, .1, .9, .2, .2])) == pytest.approx((.2 + .1 + .6) / 5)
+    rng = np.random.default_rng(0); p = rng.uniform(size=20_000); honest = rng.uniform(size=20_000) < p
+    assert ece(honest, p) < .02 < .1 < ece(honest, p**3)
+
+def test_fakes_caught_at_a_bounded_rate_of_false_alarms():
+    fake, score = np.r_[[True] * 4, [False] * 10], np.r_[[.95, .85, .75, .05], np.linspace(0, .9, 10)]
+    assert [tpr_at(fake, score, f) for f in (0, .05, .1, .2, 1)] == [.25, .25, .5, .75, 1]
+    assert tpr_at(fake, -score, .01) == 0 and tpr_at(fake, np.zeros(14)) == 0
+
+def test_the_reliability_diagram_shows_the_shares():
+    t = pd.DataFrame(dict(label=['fake', 'real', 'fake', 'fake', 'real'], p_fake=[.72, .74, .82, 1., .02]))
+    ax = plot_reliability(t)
+    dots = sorted((float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in ax.lines if line.get_marker() == 'o')
+    assert np.allclose(dots, [(.02, 0), (.73, .5), (.82, 1), (1, 1)])
+    plt.close(ax.figure)
 
 def test_errors_come_surest_first():
     t = drawn_scores(1)
@@ -83,6 +132,12 @@ def test_a_folder(detector, drawn):
     said = {c: sum(v.verdict == 'fake' for v in detector.predict(sorted((drawn/'test'/c).iterdir()))) for c in ('fake', 'real')}
     assert result['confusion'] == [[said['fake'], 6 - said['fake']], [said['real'], 6 - said['real']]]
     assert evaluate_folder(detector, drawn, None, 50, progress=False)['n'] == 56
+    assert result['metrics']['answered']['value'] == 1
+
+def test_a_folder_in_doubt(drawn):
+    doubting = Detector(build_model('random', seed=1)[0], metadata(size=64, band=(1e-9, 1 - 1e-9)), 'cpu')
+    m = evaluate_folder(doubting, drawn, 'test', 50, progress=False)['metrics']
+    assert (m['answered']['k'], m['answered']['n'], m['wrong_answers']['n']) == (0, 12, 0) and 0 < m['accuracy']['n']
 
 def test_a_folder_without_splits_with_one_bad_file(detector, faces):
     bad = next((faces/'valid'/'real').iterdir()); bad.write_bytes(bad.read_bytes()[:500])

@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 
 from fakeface.core import REAL, FaceError
 from fakeface.detector import Detector
-from fakeface.model import META_KEY, build_model, fit_to, load_checkpoint, metadata, p_fake, pick_device, pick_dtype, save_checkpoint, to_input
+from fakeface.model import META_KEY, build_model, decide, fit_to, load_checkpoint, metadata, p_fake, pick_device, pick_dtype, save_checkpoint, to_input
 from fakeface.train import load_last
 
 class Trap:
@@ -38,11 +38,11 @@ def rewritten(checkpoint, tmp_path):
     return write
 
 def test_round_trip(tmp_path):
-    model, meta = build_model('random', seed=3)[0].eval(), metadata(size=96, normalize=False, temperature=1.7, threshold=.4, note='a')
+    model, meta = build_model('random', seed=3)[0].eval(), metadata(size=96, normalize=False, temperature=1.7, threshold=.4, band=(.25, .9), note='a')
     save_checkpoint(tmp_path/'m.safetensors', model, meta)
     again, read = load_checkpoint(tmp_path/'m.safetensors')
     x = torch.randn(2, 3, 96, 96)
-    assert read == meta and not again.training and torch.allclose(model(x), again(x), atol=2e-2)
+    assert read == meta and tuple(read['band']) == (.25, .9) and not again.training and torch.allclose(model(x), again(x), atol=2e-2)
     save_checkpoint(tmp_path/'n.safetensors', again, read)
     assert (tmp_path/'m.safetensors').read_bytes() == (tmp_path/'n.safetensors').read_bytes()  # nothing is lost a second time
 
@@ -81,8 +81,15 @@ def test_tensors_that_are_not_those_of_the_network(change, why, rewritten, refus
     dict(format=99), dict(architecture='vit'), dict(classes=['real', 'fake']), dict(classes=None), dict(preprocessing=None), dict(preprocessing=dict(size=64)),
     *(dict(preprocessing=dict(size=s, normalize=True)) for s in (0, -64, 10**9, 64.5, '64', True)), dict(preprocessing=dict(size=64, normalize=1)),
     *(dict(temperature=t) for t in (0, -1, '1', None, float('nan'), float('inf'), True, 10**400, 1e-308)),
-    *(dict(threshold=t) for t in (0, 1, 7, -1, float('nan'), '0.5', None))], ids=lambda d: str(d)[:50])
+    *(dict(threshold=t) for t in (0, 1, 7, -1, float('nan'), '0.5', None)),
+    *(dict(band=b) for b in (None, .5, [], [.5], [.4, .5, .6], 'ab', {'low': .4}, [.6, .4], [.6, .7], [.2, .4], [0, .5], [.5, 1], [-1, 2], ['.4', .6], [None, .6],
+                             [float('nan'), .6], [.4, float('nan')], [.4, float('inf')], [True, True]))], ids=lambda d: str(d)[:50])
 def test_metadata_that_lies(lie, rewritten, refused): refused(rewritten(meta=metadata(size=64) | lie))
+
+def test_metadata_without_a_band(rewritten, refused):
+    "As a checkpoint of the first format has it: refused for its format, and a band that was merely left out for the band."
+    meta = {k: v for k, v in metadata(size=64).items() if k != 'band'}
+    assert 'band' in refused(rewritten(meta=meta)) and 'version' in refused(rewritten(meta=meta | dict(format=1)))
 
 @pytest.mark.parametrize('text', ['', '{', 'not json', 'null', '[]', '3', '"x"', '{}', '[' * 100_000, '{"format": ' + '9' * 5000 + '}'], ids=lambda t: repr(t[:8]))
 def test_metadata_that_is_none(text, rewritten, refused): refused(rewritten(text=text))
@@ -181,6 +188,18 @@ def test_detector_judges_a_batch_as_it_judges_one(checkpoint, drawn):
     for v, p in zip(together, paths): assert detector.predict(p)[0].p_fake == pytest.approx(v.p_fake, abs=1e-5)
     explained, = detector.explain(paths[0])
     assert explained.p_fake == pytest.approx(together[0].p_fake, abs=1e-5) and explained.overlay().shape == (64, 64, 3)
+
+def test_doubt_begins_and_ends_with_the_band(drawn):
+    "Real below the band, uncertain from its lower end, fake from its upper end on, to the last bit."
+    assert [decide(p, .3, .7) for p in (.1, np.nextafter(.3, 0), .3, .5, np.nextafter(.7, 0), .7, .9)] == ['real'] * 2 + ['uncertain'] * 3 + ['fake'] * 2
+    assert [decide(p, .5, .5) for p in (np.nextafter(.5, 0), .5)] == ['real', 'fake']  # no band, no doubt
+    model, _ = build_model('random', seed=1); paths = sorted(drawn.rglob('*.jpg'))[:12]
+    p = sorted(v.p_fake for v in Detector(model, metadata(size=64), 'cpu').predict(paths))
+    low, high = p[3], p[8]
+    verdicts = Detector(model, metadata(size=64, threshold=(low + high) / 2, band=(low, high)), 'cpu').explain(paths)
+    assert low < high and sorted((v.p_fake, v.verdict) for v in verdicts) == list(zip(p, ['real'] * 3 + ['uncertain'] * 5 + ['fake'] * 4))
+    assert all(v.heatmap is not None and not v.error for v in verdicts)
+    assert {v.verdict for v in Detector(model, metadata(size=64, threshold=.5), 'cpu').predict(paths)} <= {'fake', 'real'}
 
 def test_the_heatmap_speaks_for_the_verdict():
     "Here every place speaks for real and none for fake, whatever the bias makes of it."

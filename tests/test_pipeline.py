@@ -6,19 +6,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import yaml
 
 from conftest import COMMAND, ROOT
+from fakeface.corrupt import VERSIONS
 from fakeface.detector import Detector
 from fakeface.evaluate import evaluate
 from fakeface.model import load_checkpoint
 from fakeface.pipeline import STEPS, prepare, run, run_step
+from fakeface.robustness import flips, judge_copies
+from fakeface.train import operating_point
 
 TINY = ('data.n_train=24 data.n_valid=8 data.n_test=12 data.standin_size=64 model.size=64 train.epochs=4 train.crop=48 train.batch_size=8 train.device=cpu '
-        'train.precision=fp32 train.workers=0 evaluate.bootstrap=30 evaluate.device=cpu evaluate.workers=0 gradcam.each=2').split()
+        'train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 evaluate.bootstrap=30 evaluate.device=cpu '
+        'evaluate.workers=0 gradcam.each=2 robustness.bootstrap=30 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=scale:0.5 jpeg:75']
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
 class Run:
     "A `fakeface run`, from its start on; `dir` is its run folder."
@@ -80,8 +87,9 @@ def test_a_run_says_what_it_found_and_where(runs):
 def test_all_artefacts_are_there_and_nothing_half_written(runs):
     d = runs.whole.dir
     assert re.fullmatch(r'\d{8}T\d{6}Z-demo', d.name)
-    named = ['config.yaml', 'environment.json', 'manifest.csv', 'history.csv', 'last.ckpt', 'model.safetensors', 'predictions.csv', 'metrics.json', 'report.html']
-    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'heatmaps')]
+    named = ['config.yaml', 'environment.json', 'manifest.csv', 'history.csv', 'last.ckpt', 'model.safetensors', 'predictions.csv', 'metrics.json',
+             'copies.csv', 'robustness.json', 'report.html']
+    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'robustness')]
     for n in named + figures + [f'{s}.{e}' for s in STEPS for e in ('ipynb', 'html')]: assert (d/n).stat().st_size > 20, n
     for r in (runs.whole, runs.own): assert not [p for p in r.dir.rglob('*') if p.name.startswith('.')]
 
@@ -89,7 +97,7 @@ def test_config_and_environment(runs):
     config, env = yaml.safe_load((runs.whole.dir/'config.yaml').read_text()), json.loads((runs.whole.dir/'environment.json').read_text())
     assert config['profile'] == 'demo' and set(config['settings']) == set(STEPS)
     train = config['settings']['03_train']
-    assert train['epochs'] == 4 and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train
+    assert train['epochs'] == 4 and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train and train['copies'] == 'jpeg:50'
     assert env['versions']['torch'] and env['python'] and 'commit' in env
 
 def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
@@ -98,7 +106,8 @@ def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
     root, manifest = Path(json.loads((d/'data.json').read_text())['root']), pd.read_csv(d/'manifest.csv')
     assert root.is_relative_to(runs.home/'drawn')
     other = prepare('demo', out=runs.home/'other', sets=[*TINY, 'data.standin_size=32', f'data.standin_dir={runs.home/"drawn"}'])
-    steps(other, '01_data')
+    run(other, (said := []).append, until='01_data')
+    assert len(said) == 1 and list(json.loads((other/'steps.json').read_text())) == ['01_data'] and not (other/'init.safetensors').exists()
     assert json.loads((other/'data.json').read_text())['manifest_sha256'] != json.loads((d/'data.json').read_text())['manifest_sha256']
     assert [hashlib.sha256((root/p).read_bytes()).hexdigest() for p in manifest.path] == manifest.sha256.tolist()
 
@@ -114,6 +123,27 @@ def test_numbers_agree_with_each_other(runs):
     assert again['confusion'] == metrics['confusion'] and again['metrics']['auc']['value'] == pytest.approx(metrics['metrics']['auc']['value'])
     judged = Detector.load(d/'model.safetensors', 'cpu').predict([Path(json.loads((d/'data.json').read_text())['root'])/p for p in predictions.path])
     assert [v.p_fake for v in judged] == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)  # the detector judges as the evaluation did
+
+def test_the_operating_point_comes_from_the_validation_images_and_their_copies(runs):
+    d = runs.whole.dir
+    (model, meta), manifest = load_checkpoint(d/'model.safetensors'), pd.read_csv(d/'manifest.csv')
+    valid = manifest[manifest.split == 'valid']
+    scores, fake = judge_copies(model, meta, json.loads((d/'data.json').read_text())['root'], valid, ['', 'jpeg:50']), (valid.label == 'fake').to_numpy()
+    threshold, doubt = operating_point(scores[''].to_numpy(), fake, scores.to_numpy().T.ravel(), np.tile(fake, 2), .05, .02)
+    assert (meta['threshold'], *meta['band']) == pytest.approx((threshold, *doubt), abs=2e-3)
+    m = json.loads((d/'metrics.json').read_text())
+    assert m['threshold'] == meta['threshold'] and m['metrics']['answered'] == evaluate(pd.read_csv(d/'predictions.csv'), meta['threshold'], 5, band=meta['band'])['metrics']['answered']
+
+def test_robustness_is_measured_with_the_same_model(runs):
+    d = runs.whole.dir
+    predictions, copies = pd.read_csv(d/'predictions.csv'), pd.read_csv(d/'copies.csv', keep_default_na=False)
+    meta, r, metrics = load_checkpoint(d/'model.safetensors')[1], json.loads((d/'robustness.json').read_text()), json.loads((d/'metrics.json').read_text())['metrics']
+    as_is, *rest = copies.columns.drop(['path', 'label'])
+    assert set(rest) == {'scale:0.5', *VERSIONS} and copies.path.tolist() == predictions.path.tolist() and copies.label.tolist() == predictions.label.tolist()
+    assert copies[as_is].tolist() == pytest.approx(predictions.p_fake.tolist(), abs=1e-4) and not np.allclose(copies[as_is], copies['jpeg:75'], atol=1e-6)
+    assert [row['copy'] for row in r['table']] == ['as it is', 'scale:0.5', 'jpeg:75'] and r['n'] == 12
+    assert r['table'][0]['accuracy'].startswith(f'{100 * metrics["accuracy"]["value"]:.1f} %') and r['table'][0]['answered'].startswith(f'{100 * metrics["answered"]["value"]:.1f} %')
+    assert r['flips'] == flips(copies[list(VERSIONS)], meta['band']) | dict(threshold=flips(copies[list(VERSIONS)], [meta['threshold']] * 2))
 
 @pytest.mark.parametrize('step', STEPS)
 def test_executed_notebooks(runs, step):
@@ -131,7 +161,7 @@ def test_report(runs):
     page = (runs.whole.dir/'report.html').read_text()
     correct = json.loads((runs.whole.dir/'metrics.json').read_text())['metrics']['accuracy']
     assert 'generated stand-in' in page and f'{100 * correct["value"]:.1f} %' in page and 'adamw' in page
-    assert page.count('data:image/png;base64,') >= 6
+    assert page.count('data:image/png;base64,') >= 8 and all(f'<h2>{h}</h2>' in page for h in ('Numbers', 'Robustness', 'Training')) and 'Of 12 images in 9 versions' in page
     assert not re.search(r'<(script|link|iframe)\b|\b(src|href)="(?!data:|#)|url\(|@import', page)  # nothing is fetched
 
 def test_a_folder_of_ones_own(runs):

@@ -12,7 +12,7 @@ from fakeface.core import FaceError, ImageError
 from fakeface.data import sample
 from fakeface.detector import Detector
 from fakeface.model import build_model, metadata
-from fakeface.train import Faces, augmentation, calibrate, fit, loader, make_optimizer, make_schedule, predict_logits
+from fakeface.train import Faces, augmentation, calibrate, degrade_share, fit, loader, make_optimizer, make_schedule, operating_point, predict_logits
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -33,11 +33,12 @@ def manifest(drawn): return sample(drawn, dict(train=0, valid=0, test=0))[0]
 @pytest.fixture
 def train(drawn, manifest, tmp_path):
     "Three epochs of four batches; `cut` says in which batch the process dies."
-    def run(last=None, epochs=3, cut=None, lr=1e-3, schedule='onecycle', key='a', batch_size=8, workers=0, **kw):
+    def run(last=None, epochs=3, cut=None, lr=1e-3, schedule='onecycle', key='a', batch_size=8, workers=0, watch=None, **kw):
         model, _ = build_model('random')
         part = lambda split, augment=None: Faces(drawn, manifest[manifest.split == split], 64, augment)
         batches = loader(part('train', augmentation(crop=40, rotate=5, jitter=.1, jpeg_p=.3, blur_p=.3)), batch_size, True, workers)
         opt = make_optimizer(model, 'adamw', lr)
+        if watch: opt.register_step_post_hook(lambda *_: watch(model))
         history = fit(model, CutLoader(batches, cut) if cut else batches, loader(part('valid'), 8), opt, make_schedule(opt, schedule, lr, 4 * 3), epochs=epochs,
                       last=last and tmp_path/last, key=key, **kw)
         return model, history
@@ -46,11 +47,11 @@ def train(drawn, manifest, tmp_path):
 def same(a, b): return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 def numbers(history): return history.drop(columns='seconds').to_dict('list')
 
-@pytest.mark.parametrize('epochs, cut, dtype, workers', [(2, 6, torch.float32, 0), (3, 10, torch.bfloat16, 0), (2, 5, torch.float32, 2)],
-                         ids=['fp32', 'bf16', 'workers'])
-def test_a_cut_run_ends_as_if_it_had_not_been_cut(train, epochs, cut, dtype, workers):
+@pytest.mark.parametrize('epochs, cut, more', [(2, 6, {}), (3, 10, dict(dtype=torch.bfloat16)), (2, 5, dict(workers=2)), (3, 10, dict(ema=.8, ramp=2)),
+                                               (2, 6, dict(ema=.5, dtype=torch.bfloat16, workers=1))], ids=['fp32', 'bf16', 'workers', 'average', 'all'])
+def test_a_cut_run_ends_as_if_it_had_not_been_cut(train, epochs, cut, more):
     "Cut in the middle of the last epoch: weights and history agree bit for bit."
-    kw = dict(epochs=epochs, dtype=dtype, workers=workers)
+    kw = dict(epochs=epochs) | more
     straight, history = train(**kw)
     with pytest.raises(Cut): train('last', cut=cut, **kw)
     resumed, again = train('last', **kw)
@@ -80,6 +81,53 @@ def test_early_stopping_keeps_the_best_epoch(train, drawn, manifest):
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(valid.dataset.targets)).item()
     assert loss == pytest.approx(history.valid_loss.min(), rel=1e-3) != history.valid_loss.iloc[-1]
     assert numbers(train('last', **kw)[1]) == numbers(history)  # stopped is stopped, after a resume too
+
+def test_the_last_epoch_can_be_kept_instead(train, drawn, manifest):
+    kw = dict(epochs=12, lr=.3, schedule='constant', patience=1, batch_size=32)  # stops after an epoch that was worse
+    model, history = train(keep='last', **kw)
+    assert history.valid_loss.argmin() < len(history) - 1
+    valid = loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8)
+    logits = torch.from_numpy(predict_logits(model, valid, True, torch.device('cpu'), torch.float32))
+    assert torch.nn.functional.cross_entropy(logits, torch.tensor(valid.dataset.targets)).item() == pytest.approx(history.valid_loss.iloc[-1], rel=1e-3)
+    assert not same(model, train(**kw)[0])
+
+def test_the_average_is_the_average(train, drawn, manifest):
+    "Recomputed from the weights after every step; it is what is validated and kept, and it does not disturb the training."
+    steps = []
+    plain, _ = train(epochs=1, watch=lambda m: steps.append({k: v.double() for k, v in m.state_dict().items()}))
+    model, history = train(epochs=1, ema=.7)
+    expected = steps[0]
+    for s in steps[1:]: expected = {k: .7 * v + .3 * s[k] for k, v in expected.items()}
+    assert len(steps) == 4 and not same(model, plain)
+    for k, v in model.state_dict().items():
+        if not k.endswith('num_batches_tracked'): assert torch.allclose(v.double(), expected[k], rtol=1e-4, atol=1e-6), k
+    valid = loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8)
+    logits = torch.from_numpy(predict_logits(model, valid, True, torch.device('cpu'), torch.float32))
+    assert torch.nn.functional.cross_entropy(logits, torch.tensor(valid.dataset.targets)).item() == pytest.approx(history.valid_loss[0], rel=1e-4)
+
+class Changed(CutLoader):
+    "A loader that notes which share of the images of each epoch are not as they are in their files."
+    def __init__(self, batches):
+        super().__init__(batches, -1)
+        whole, self.shares = Faces(batches.dataset.root, pd.DataFrame(dict(path=batches.dataset.paths, label='fake')), batches.dataset.size), []
+        self.files = {x.numpy().tobytes() for x, _ in whole}
+    def __iter__(self):
+        seen = []
+        for x, y in super().__iter__(): seen += [i.numpy().tobytes() not in self.files for i in x]; yield x, y
+        self.shares.append(np.mean(seen))
+
+@pytest.mark.parametrize('ramp, expected', [(0, (1, 1, 1)), (1, (0, 1, 1)), (2, (0, .5, 1)), (4, (0, .25, .5))])
+def test_degradation_sets_in_by_and_by(drawn, manifest, ramp, expected):
+    model, _ = build_model('random'); opt = make_optimizer(model)
+    part = manifest[manifest.split == 'train']
+    batches = Changed(loader(Faces(drawn, part, 64, augmentation(flip=False, jpeg_p=1.)), 16, True))
+    fit(model, batches, loader(Faces(drawn, part, 64), 32), opt, make_schedule(opt, 'constant'), epochs=3, ramp=ramp)
+    assert batches.shares == [pytest.approx(e, abs=0 if e in (0, 1) else .22) for e in expected]
+
+@pytest.mark.parametrize('augment', [augmentation(crop=48), augmentation(flip=False)], ids=['crops', 'nothing'])
+def test_a_ramp_with_nothing_to_degrade(augment):
+    "`train.ramp=3` is allowed whatever else is set."
+    degrade_share(augment, .5)
 
 def test_it_learns_which_class_is_which(tmp_path):
     "From folders to p_fake: when every fake is dark, a dark image scores high."
@@ -131,3 +179,42 @@ def test_calibration_makes_a_boaster_honest():
     labels = torch.multinomial(honest.softmax(1), 1, generator=g)[:, 0]
     assert calibrate(honest * 4 + torch.tensor([2., 0.]), labels) == pytest.approx((4, -2), rel=.25)
     assert np.isfinite(calibrate(torch.tensor([[9., -9.], [-9., 9.]]), [0, 1])).all()  # nothing wrong, nothing to temper
+
+def some_scores(kind, rng):
+    "p_fake and truth of validation images, and of these with their copies."
+    fake = np.r_[rng.uniform(size=rng.integers(5, 200)) < .5, True, False]
+    by = dict(overlapping=1.5, apart=9, wrong=-9, blind=0, ties=1, alike=0)[kind]
+    judge = lambda: 1 / (1 + np.exp(-np.where(fake, by, -by) - rng.normal(0, 1, len(fake))))
+    p, copies = judge(), [judge() for _ in range(rng.integers(0, 4))]
+    if kind == 'ties': p, copies = p.round(1).clip(.01, .99), [c.round(1).clip(.01, .99) for c in copies]
+    if kind == 'alike': p, copies = np.full(len(p), .4), [np.full(len(p), .4) for _ in copies]
+    return p, fake, np.concatenate([p, *copies]), np.tile(fake, len(copies) + 1)
+
+@pytest.mark.parametrize('kind', ['overlapping', 'apart', 'wrong', 'blind', 'ties', 'alike'])
+def test_the_operating_point_keeps_its_promises(kind):
+    "Whatever the scores: no more reals accused, and no more answers wrong, than was asked; and the threshold is not higher than that needs."
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        p, fake, p_all, fake_all = some_scores(kind, rng)
+        fpr, band = rng.choice([.005, .05, .2, .5]), rng.choice([.005, .02, .1, .5])
+        threshold, (low, high) = operating_point(p, fake, p_all, fake_all, fpr, band)
+        assert 0 < low <= threshold <= high < 1, seed
+        assert (p[~fake] >= threshold).mean() <= fpr and (p_all[~fake_all] >= high).mean() <= band and (p_all[fake_all] < low).mean() <= band, seed
+        below = p[~fake][p[~fake] < threshold]
+        assert (p[~fake] >= below.max()).mean() > fpr, seed
+        if high > threshold: assert (p_all[~fake_all] >= p_all[~fake_all & (p_all < high)].max()).mean() > band, seed
+        if low < threshold: assert (p_all[fake_all] <= p_all[fake_all & (p_all >= low)].min()).mean() > band, seed
+
+@pytest.mark.parametrize('kind', ['overlapping', 'apart', 'wrong', 'ties'])
+def test_no_bound_and_no_band(kind):
+    for seed in range(20):
+        some = some_scores(kind, np.random.default_rng(seed))
+        assert operating_point(*some, 0, 0) == (.5, (.5, .5))
+        threshold, doubt = operating_point(*some, .05, 0)
+        assert doubt == (threshold, threshold) == (operating_point(*some, .05, .02)[0],) * 2
+        assert operating_point(*some, 0, .02)[0] == .5
+
+def test_between_classes_that_lie_apart_nothing_is_wrong_and_nothing_in_doubt_is_judged():
+    p, fake = np.array([.9, .8, .95, .1, .2, .05]), np.array([True] * 3 + [False] * 3)
+    threshold, (low, high) = operating_point(p, fake, p, fake, .01, .01)
+    assert .2 < threshold <= .8 and .2 < low <= threshold <= high <= .8

@@ -1,0 +1,193 @@
+"What happens to a photograph on its way: each corruption does what its name says, and what is left of the verdict is counted right."
+
+import io
+from itertools import product
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from fakeface.core import CLASSES, FaceError, ImageError, open_image
+from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, jpeg, noise, parse, scale, screenshot, webp
+from fakeface.data import sample
+from fakeface.detector import Detector
+from fakeface.experiments import judged, levers, record
+from fakeface.model import build_model, decide, fit_to, metadata
+from fakeface.pipeline import load_profile, resolve
+from fakeface.robustness import flips, flips_text, judge_copies, plot_robustness, robustness_table
+from fakeface.train import Faces
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
+
+def picture(seed=0, h=100, w=80):
+    "Smooth colours with some grain: uint8 tensor (3, h, w)."
+    rng = np.random.default_rng(seed)
+    waves = np.sin(np.arange(h)[:, None] / 9 + np.arange(w) / 7 + rng.uniform(0, 6, (3, 1, 1)))
+    return torch.from_numpy((128 + 80 * waves + rng.normal(0, 6, (3, h, w))).clip(0, 255).astype(np.uint8))
+
+def harm(text): x = picture(); return (corrupt(x, text).float() - x).abs().mean().item()
+
+# --- corruptions ---
+
+def test_a_chain_is_its_links_in_order():
+    x = picture()
+    assert corrupt(x, 'scale:0.5+jpeg:50+blur:1').equal(blur(jpeg(scale(x, .5), 50), 1))
+    assert corrupt(x, 'screenshot:1.25+webp:75').equal(webp(screenshot(x, 1.25), 75)) and corrupt(x, 'noise:0.1').equal(noise(x, .1))
+    assert not corrupt(x, 'jpeg:30+blur:1').equal(corrupt(x, 'blur:1+jpeg:30'))
+    assert corrupt(x, '').equal(x) and corrupt(x.numpy(), 'jpeg:50').equal(jpeg(x, 50))  # arrays too
+
+@pytest.mark.parametrize('part', ['jpg:50', 'jpeg', 'jpeg:', 'jpeg:x', 'jpeg:0', 'jpeg:101', 'jpeg:nan', 'blur:-1', 'scale:inf', 'a\nb:1', '\u202ex', '', ' '])
+def test_a_misspelt_corruption_is_told_in_one_line(part):
+    for text in {part, f'jpeg:50+{part}', f'{part}+blur:1'} - {''}:
+        with pytest.raises(FaceError, match='corruption') as e: parse(text)
+        assert '\n' not in str(e.value) and '\u202e' not in str(e.value) and (f"'{part}'" in str(e.value) or not part.isprintable())
+
+@pytest.mark.parametrize('text, size', [('jpeg:50', (100, 80)), ('webp:50', (100, 80)), ('blur:1', (100, 80)), ('noise:0.1', (100, 80)), ('scale:0.5', (50, 40)),
+                                        ('scale:1.5', (150, 120)), ('screenshot:1.25', (121, 96)), ('screenshot:1', (96, 76))])
+def test_sizes_and_the_same_result_each_time(text, size):
+    x = picture(); before = x.clone()
+    y = corrupt(x, text)
+    torch.manual_seed(1)  # none of them asks torch's state
+    assert y.dtype == torch.uint8 and y.shape == (3, *size) and corrupt(x, text).equal(y) and x.equal(before)
+    assert y.shape != x.shape or not y.equal(x)
+
+@pytest.mark.parametrize('weaker_first', ['jpeg:95 jpeg:75 jpeg:50 jpeg:10', 'webp:95 webp:75 webp:50 webp:10', 'blur:0.5 blur:1 blur:3', 'noise:0.01 noise:0.03 noise:0.1'])
+def test_a_stronger_corruption_does_more_harm(weaker_first):
+    done = [harm(c) for c in weaker_first.split()]
+    assert done == sorted(done) and done[-1] > 1.5 * done[0]
+
+def test_deviations_are_what_they_are_called():
+    grey, dot = torch.full((3, 200, 200), 128, dtype=torch.uint8), torch.zeros(3, 61, 61, dtype=torch.uint8)
+    difference = noise(grey, .05).float() - 128
+    assert difference.std().item() == pytest.approx(.05 * 255, rel=.02) and abs(difference.mean().item()) < .2
+    assert not noise(grey, .05, 1).equal(noise(grey, .05, 2)) and noise(grey, 0).equal(grey)
+    dot[:, 20:41, 20:41] = 255; at = torch.arange(61.) - 30
+    spread = lambda x: (x[0].float().sum(0) * at**2).sum() / x[0].float().sum()
+    assert (spread(blur(dot, 2)) - spread(dot)).sqrt().item() == pytest.approx(2, rel=.05)
+
+def test_a_screenshot_shows_the_middle():
+    x = torch.zeros(3, 100, 100, dtype=torch.uint8); x[:, 25:75, 25:75] = 255
+    shown = screenshot(x, 2) > 127
+    assert shown.shape == (3, 192, 192) and shown[:, 46:146, 46:146].all() and shown.sum() == 3 * 100 * 100  # twice as large, 4 pixels less at each edge
+
+def test_compression_is_the_one_of_the_format():
+    x = picture()
+    Image.fromarray(x.permute(1, 2, 0).numpy()).save(f := io.BytesIO(), 'JPEG', quality=50)
+    pillow = torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1)
+    assert (jpeg(x, 50).float() - pillow).abs().mean() < 1 < harm('jpeg:50')
+
+def test_nine_versions():
+    assert len(set(VERSIONS)) == 9 and all(parse(v) for v in VERSIONS)
+    shapes = [corrupt(picture(), v).shape for v in VERSIONS]
+    assert shapes.count((3, 100, 80)) == shapes.count((3, 75, 60)) == shapes.count((3, 50, 40)) == 3
+
+# --- degradation of training crops ---
+
+KINDS = ('rescale_p', 'blur_p', 'noise_p', 'jpeg_p')
+
+@pytest.mark.parametrize('size', [(64, 64), (33, 47), (128, 31)])
+def test_degraded_crops_keep_size_and_type(size):
+    x, degrade = picture(h=size[0], w=size[1]), Degrade(1, 1, 1, 1)
+    for seed in range(20):
+        torch.manual_seed(seed); y = degrade(x)
+        assert y.shape == x.shape and y.dtype == torch.uint8 and not y.equal(x)
+        torch.manual_seed(seed); assert degrade(x).equal(y)
+        assert not degrade(x).equal(y)  # the next draw is another
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_degradation_by_its_own_probability_and_share(kind):
+    x, degrade = picture(h=32, w=32), Degrade(**{kind: .6})
+    def changed(share, n=300):
+        torch.manual_seed(0); degrade.share = share
+        return sum(not degrade(x).equal(x) for _ in range(n)) / n
+    assert changed(0) == 0 and changed(1) == pytest.approx(.6, abs=.1) and changed(.5) == pytest.approx(.3, abs=.1)
+    assert Degrade()(x).equal(x)
+
+def test_degradations_do_not_come_together():
+    "Only noise shows on a grey image, whatever else is done to all of them."
+    grey, degrade = torch.full((3, 32, 32), 128, dtype=torch.uint8), Degrade(1, 1, .3, 1)
+    torch.manual_seed(0)
+    assert np.mean([degrade(grey).float().std().item() > 0 for _ in range(200)]) == pytest.approx(.27, abs=.08)
+
+# --- judging copies ---
+
+@pytest.fixture(scope='module')
+def manifest(drawn): return sample(drawn, dict(train=0, valid=0, test=0))[0]
+
+def test_a_file_is_corrupted_before_it_is_brought_to_size(drawn, manifest):
+    for i, (copy, size) in enumerate(product(('', 'jpeg:30', 'scale:0.5+jpeg:50', 'screenshot:1.25'), (64, 48))):
+        whole = open_image(drawn/manifest.path[i], '')
+        x, y = Faces(drawn, manifest, size, copy=copy)[i]
+        assert x.equal(fit_to(corrupt(whole, copy), size)) and CLASSES[y] == manifest.label[i]
+    assert not Faces(drawn, manifest, 48, copy='jpeg:30')[0][0].equal(jpeg(Faces(drawn, manifest, 48)[0][0], 30))
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_copies_get_the_score_that_the_detector_gives_their_files(drawn, manifest, tmp_path, workers):
+    few = manifest[manifest.split == 'test'].groupby('label').head(3)
+    model, meta = build_model('random', seed=1)[0].eval(), metadata(size=64, normalize=False, temperature=.3)
+    copies = ('', 'scale:0.5+jpeg:50', 'noise:0.1')
+    scores = judge_copies(model, meta, drawn, few, copies, batch_size=4, workers=workers)
+    assert tuple(scores.columns) == copies and len(scores) == 6
+    for c in copies:
+        for i, p in enumerate(few.path): Image.fromarray(corrupt(open_image(drawn/p, p), c).permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
+        seen = [v.p_fake for v in Detector(model, meta, 'cpu').predict([tmp_path/f'{i}.png' for i in range(6)])]
+        assert scores[c].tolist() == pytest.approx(seen, abs=1e-5)
+    assert len({tuple(scores[c].round(6)) for c in copies}) == 3
+
+def test_a_file_that_went_bad_is_named(faces, manifest):
+    (faces/manifest.path[1]).write_bytes(b'\xff\xd8\xff')
+    with pytest.raises(ImageError, match=f'^{manifest.path[1]}: '): judge_copies(build_model('random')[0], metadata(size=64), faces, manifest.head(3), ['jpeg:50'])
+
+LABELS = ['fake'] * 4 + ['real'] * 4
+TOY = pd.DataFrame({'': [.95, .9, .8, .7, .1, .05, .2, .3], 'jpeg:30': [.95, .6, .4, .1, .1, .05, .4, .9]})
+
+def test_a_row_for_each_corruption():
+    table = robustness_table(LABELS, TOY, .5, (.35, .65), 50)
+    assert table['copy'].tolist() == ['as it is', 'jpeg:30']
+    numbers = [[float(t.split(' ')[0]) for t in row] for row in table.drop(columns='copy').to_numpy()]
+    names = list(table.columns.drop('copy'))
+    assert dict(zip(names, numbers[0])) == pytest.approx(dict(accuracy=100, caught=100, cleared=100, auc=1, ece=.1625, answered=100, wrong=0), abs=6e-4)
+    auc = roc_auc_score([True] * 4 + [False] * 4, TOY['jpeg:30'])
+    assert dict(zip(names, numbers[1])) == pytest.approx(dict(accuracy=62.5, caught=50, cleared=75, auc=auc, ece=.2875, answered=62.5, wrong=40), abs=6e-4)
+    figure = plot_robustness(LABELS, TOY, .5, (.35, .65))
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ['as it is', 'jpeg:30']
+    plt.close(figure)
+
+def test_a_flip_is_both_answers_for_one_image():
+    s = pd.DataFrame([[.9, .9, .9], [.9, .1, .9], [.9, .5, .9], [.1, .5, .1], [.3, .3, .7], [.29, .5, .7], [.5, .5, .5]])
+    result = flips(s, (.3, .7))
+    assert (result['k'], result['n'], result['versions'], result['uncertain']) == (2, 7, 3, pytest.approx(8 / 21))
+    assert result['low'] < result['value'] == 2 / 7 < result['high'] and flips(s, (.01, .99))['k'] == 0 and flips(s, (.5, .5))['k'] == 4
+    text = flips_text(result | dict(threshold=flips(s, (.5, .5))))
+    assert 'Of 7 images' in text and '28.6 %' in text and '38.1 %' in text and '4 images would flip' in text
+
+@pytest.mark.parametrize('seed', range(5))
+def test_flips_are_what_the_verdicts_say(seed):
+    rng = np.random.default_rng(seed)
+    s, (low, high) = pd.DataFrame(rng.uniform(size=(50, 4)).round(1)), sorted(rng.uniform(size=2).round(1))
+    said = [[decide(p, low, high) for p in row] for row in s.to_numpy()]
+    result = flips(s, (low, high))
+    assert result['k'] == sum({'fake', 'real'} <= set(row) for row in said) and result['uncertain'] == pytest.approx(sum(row.count('uncertain') for row in said) / 200)
+
+# --- experiments ---
+
+def test_every_lever_can_be_pulled():
+    common, known = levers()
+    assert 'robust' in known and not known['robust']['set']
+    content = {k: v for k, v in load_profile('140k').items() if k != 'needs_data'}
+    settings = {n: resolve(content, [f'{k}={v}' for k, v in (common | lever['set']).items()]) for n, lever in known.items()}
+    assert all(lever['why'] for lever in known.values())
+    for n in settings: assert (settings[n] == settings['robust']) == (n == 'robust'), n  # each moves something
+
+def test_judged_copies():
+    assert judged(LABELS, TOY) == {'as it is': 1, 'jpeg:30': round(roc_auc_score([1] * 4 + [0] * 4, TOY['jpeg:30']), 4), 'accuracy': 1}
+
+def test_a_repeated_experiment_replaces_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr('fakeface.experiments.repo_path', lambda name: tmp_path)
+    for name, seed, auc in (('robust', 42, .1), ('gentle', 42, .2), ('robust', 43, .3), ('robust', 42, .4)): record(dict(name=name, seed=seed, epochs=10, auc=auc))
+    table = pd.read_csv(tmp_path/'experiments.csv')
+    assert sorted(zip(table['name'], table.seed, table.auc)) == [('gentle', 42, .2), ('robust', 42, .4), ('robust', 43, .3)]
