@@ -110,7 +110,7 @@ def cmd_ship(a):
     fill(SHIPPED.parent/'MODEL_CARD.md', 'robustness', robustness_markdown(load_json(Path(a.run)/'robustness.json')))
     side = {run_name(r): m for r, m in runs.items()}
     fill(repo_path('README.md'), 'numbers', results_markdown(side) + '\n\n' + '\n'.join(f'- `{n}`: {matrix(m)}' for n, m in side.items()))
-    fill(repo_path('README.md'), 'robustness', robustness_beside({run_name(r): load_json(Path(r)/'robustness.json') for r in runs}))
+    fill(repo_path('README.md'), 'robustness', robustness_beside({run_name(r): load_json(Path(r)/'robustness.json') for r in runs if (Path(r)/'robustness.json').is_file()}))
     print(results_markdown(card)); print(results_markdown(side))
 
 # %% ../nbs/14_cli.ipynb #ceae8fed
