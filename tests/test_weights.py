@@ -12,7 +12,7 @@ from fakeface.report import evaluate_folder
 def card_rows():
     "The rows of the card's table between the marks, as `{name: {column: text}}`."
     text = (SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8')
-    table = re.search(r'<!-- numbers -->\n(.*?)\n?<!-- /numbers -->', text, re.S)[1].splitlines()
+    table = re.search(r'<!-- numbers -->\n(.*?)\n?<!-- /numbers -->', text, re.S)[1].split('\n\n')[0].splitlines()  # the first of two
     head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in table]
     return {r[0]: dict(zip(head, r)) for r in rows}
 
