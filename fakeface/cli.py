@@ -116,12 +116,10 @@ def cmd_ship(a):
 # %% ../nbs/14_cli.ipynb #ceae8fed
 def cmd_try(a):
     "Pull levers one by one: train a short run for each, judge the validation images, and add a row to nbs/experiments.csv."
-    from fakeface.experiments import attempt, attempt_judging, check, levers
-    if not a.names and not a.judging: raise FaceError('name experiments of nbs/experiments.yaml, or a finished run with --judging')
-    if a.names and not a.data: raise FaceError('experiments need photographs: name a data set with --data DIR')
+    from fakeface.experiments import attempt, check, levers
+    if not a.data: raise FaceError('experiments need photographs: name a data set with --data DIR')
     for name in a.names: check(name, levers()[1], 'experiment')  # all of them, before the first costs an hour
     for name in a.names: print(attempt(name, a.data, a.out, a.set))
-    for row in attempt_judging(a.judging) if a.judging else (): print(row)
 
 # %% ../nbs/14_cli.ipynb #4d404552
 def add(
@@ -173,11 +171,10 @@ def add_others(subs):
     s.add_argument('--also', nargs='*', default=[], metavar='DIR', help='folders to evaluate for the model card')
     s.add_argument('--beside', nargs='*', default=[], metavar='RUN', help='runs to put beside it in the README')
     t = add(subs, cmd_try, 'For maintainers. example: fakeface try robust no-ramp --data DIR')
-    t.add_argument('names', nargs='*', metavar='NAME', help='experiments of nbs/experiments.yaml')
+    t.add_argument('names', nargs='+', metavar='NAME', help='experiments of nbs/experiments.yaml')
     t.add_argument('--data', metavar='DIR', help='data set')
     t.add_argument('--out', default='runs', metavar='DIR', help='where their runs are kept; default: runs')
     t.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='a setting for all of them; may be repeated')
-    t.add_argument('--judging', metavar='RUN', help='a finished run whose validation images are judged in other ways')
 
 # %% ../nbs/14_cli.ipynb #64f5ff18
 EXAMPLES = '''examples:

@@ -13,7 +13,7 @@ import torch
 
 from .core import *
 from .corrupt import VERSIONS
-from .evaluate import calibration_text, evaluate, plot_reliability, wilson
+from .evaluate import calibration_text, evaluate, number, percent, plot_reliability, wilson
 from .model import *
 from .train import Faces, loader, predict_logits
 
@@ -43,12 +43,12 @@ def robustness_table(
     seed=42           # of the resampling
 ):
     "Metrics after each corruption, one row each, as text with 95 % intervals (Wilson for shares, bootstrap for AUC)."
-    rows, percent = [], lambda m: f'{100 * m["value"]:.1f} % ({100 * m["low"]:.1f} to {100 * m["high"]:.1f})'
+    rows = []
     for c in scores:
         r = evaluate(pd.DataFrame(dict(label=np.asarray(labels), p_fake=scores[c].to_numpy())), threshold, bootstrap, seed, band)
         m = r['metrics']
         rows.append(dict(copy=c or 'as it is', accuracy=percent(m['accuracy']), caught=percent(m['recall']), cleared=percent(m['specificity']),
-                         auc=f'{m["auc"]["value"]:.4f} ({m["auc"]["low"]:.4f} to {m["auc"]["high"]:.4f})', ece=calibration_text(r),
+                         auc=number(m['auc']), ece=calibration_text(r),
                          answered=percent(m['answered']), wrong=percent(m['wrong_answers'])))
     return pd.DataFrame(rows)
 
@@ -87,5 +87,5 @@ def flips_text(
     "The stability of the verdict as a sentence."
     hard = result['threshold']
     return (f'Of {result["n"]} images in {result["versions"]} versions (JPEG 95, 75, 50 at scale 1, 0.75, 0.5), {result["k"]} are called real in one version and fake in another: '
-            f'{100 * result["value"]:.1f} % ({100 * result["low"]:.1f} to {100 * result["high"]:.1f}); {100 * result["uncertain"]:.1f} % of the verdicts are "uncertain". '
+            f'{percent(result)}; {100 * result["uncertain"]:.1f} % of the verdicts are "uncertain". '
             f'Without that answer {hard["k"]} images would flip.')
