@@ -1,51 +1,165 @@
 "The demo: drop in photographs, read what the detector says of them and see why. Layout and state only; what is computed comes from `fakeface`."
 
-import io, os
+import io, os, time
 from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import streamlit as st
+from PIL import Image
 from starlette.formparsers import MultiPartParser
 
-from fakeface.core import MAX_BYTES, SUFFIXES, FaceError
-from fakeface.detector import Detector, csv_rows
+from fakeface.core import MAX_BYTES, SUFFIXES, FaceError, ImageError, open_image, zip_images
+from fakeface.detector import METHODS, SAYS, Detector, Verdict, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives
+from fakeface.evaluate import wilson
+from fakeface.faces import draw_boxes
+from fakeface.report import FIGURES
 
-MAX_FILES, MAX_TOTAL = 100, 4 * MAX_BYTES  # judged in one session at a time
-PER_PAGE = 10                              # images shown in full at once
-SAYS = {'fake': 'Looks fake', 'real': 'Looks real', 'uncertain': 'Uncertain', '': 'Unreadable'}
+MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
+MARK = {'fake': '▲', 'real': '●', 'uncertain': '◆', '': '–'}  # a shape beside the word, so that nothing is told by colour
+MEANS = {'fake': 'The score is one that hardly any photograph of the validation images reached. That is evidence, not proof.',
+         'real': 'The model found hardly any trace of the generators that it knows. It does **not** know all of them: most faces of diffusion models pass as real.',
+         'uncertain': 'The score lies where the model is wrong too often to give an answer.'}
+SOURCES = ('Files', 'Folder', 'Camera', 'Examples')
 
 # Streamlit's server would put the part of an upload that exceeds 1 MB into a temporary file; photographs of strangers stay in memory
-MultiPartParser.spool_max_size = 2 * MAX_BYTES
+MultiPartParser.spool_max_size = 4 * MAX_BYTES
 
-@st.cache_resource(show_spinner='Loading the model')
+@st.cache_resource(show_spinner='Loading the model', max_entries=3)
 def load(path):
     "The detector that all sessions share."
     return Detector.load(path)
+
+make_examples = st.cache_data(examples, show_spinner='Drawing the examples')
 
 def percent(p):
     "A probability for people; no model is sure enough for 0 or 100 %."
     return 'less than 0.1 %' if p < .001 else 'more than 99.9 %' if p > .999 else f'{100 * p:.1f} %'
 
-def within_bounds(files):
-    "The first of `files` that one session may have judged, in count and in bytes."
-    total, kept = 0, []
-    for f in files[:MAX_FILES]:
-        total += f.size
+def settings():
+    "`(name of the weights, path, detector, band, method, whole)`; widgets bound to the URL, so that a link keeps them."
+    st.header('Settings', anchor=False)
+    known = checkpoints(Path(__file__).resolve().parent/'runs', os.environ.get('FAKEFACE_WEIGHTS'))
+    name = st.selectbox('Weights', list(known), key='weights', bind='query-params', on_change=lambda: st.session_state.pop('threshold', None))
+    detector = load(known[name])
+    start = min(max(round(100 * detector.band[1], 1), .1), 99.9)
+    chosen = st.slider('Call it AI-generated from', .1, 99.9, start, .1, '%.1f %%', key='threshold', bind='query-params', help='Scores from here on are called AI-generated. The lower, the more photographs are accused wrongly.')
+    band = detector.band if chosen == start else band_from(detector.band, chosen / 100)
+    k, n = false_positives(detector.meta, band[1])
+    if n: low, high = wilson(k, n); st.caption(f'False-positive rate at this setting: {k} of {n} real validation images, {100 * k / n:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %).')
+    else: st.caption('These weights do not tell the false-positive rate of a setting.')
+    st.caption(f'Called real below {percent(band[0])}; uncertain between.' if band[0] < band[1] else 'No answer is withheld.')
+    method = st.selectbox('Heatmap', list(METHODS), format_func=METHODS.get, key='heatmap', bind='query-params', help='Grad-CAM is exact and fast, on a coarse grid. The others are finer and take a second a face.')
+    whole = st.toggle('Judge whole images', key='whole', bind='query-params', help='Do not look for faces. Right for images that were cut around a face already.')
+    return name, known[name], detector, band, method, whole
+
+# --- what there is to judge ---
+
+def expand(name, key, size, read):
+    "An upload as a list of `(key, name, size, function that returns its bytes)`; a ZIP becomes its images, or its error."
+    if not name.lower().endswith('.zip'): return [(key, name, size, read)]
+    opened = st.session_state.setdefault('archives', {})
+    try:
+        if key not in opened: opened[key] = zip_images(read(), name)
+    except ImageError as e: return [(key, name, size, partial(fail, e))]
+    return [(f'{key}/{i}', label, size / len(opened[key]), entry) for i, (label, entry) in enumerate(opened[key])]
+
+def fail(error): raise error
+
+def chosen_items():
+    "What the visitor wants judged, as from `expand`, within the bounds of a session."
+    source = st.segmented_control('Where the images come from', SOURCES, default='Files', required=True, key='source', bind='query-params')
+    if source == 'Examples':
+        some = make_examples()
+        wanted = st.pills('Example', list(some), selection_mode='multi', default=list(some)[:1])
+        return [(n, n, len(some[n]), partial(some.get, n)) for n in wanted]
+    if source == 'Camera': uploads = [u for u in [st.camera_input('Take a photograph')] if u]
+    elif source == 'Folder': uploads = st.file_uploader('A folder of images', SUFFIXES, accept_multiple_files='directory')
+    else: uploads = st.file_uploader('Images or ZIP archives', [*SUFFIXES, '.zip'], accept_multiple_files=True)
+    st.caption(f'Up to {MAX_FILES} images, {MAX_TOTAL >> 20} MB together. They stay in the memory of this session: nothing is written to disk or passed on.')
+    st.session_state.archives = {k: v for k, v in st.session_state.get('archives', {}).items() if k in {u.file_id for u in uploads}}
+    items, total, kept = [i for u in uploads for i in expand(u.name, u.file_id, u.size, u.getvalue)], 0, []
+    for item in items[:MAX_FILES]:
+        total += item[2]
         if total > MAX_TOTAL: break
-        kept.append(f)
+        kept.append(item)
+    if len(kept) < len(items): st.warning(f'Only the first {len(kept)} of {len(items)} images are judged, for want of room. Remove some to go on.')
     return kept
 
-def judge(detector, files):
-    "Verdicts of `files` in their order. Each upload is judged once, and forgotten when its user removes it."
+def judge(detector, how, items):
+    "`{key: verdicts of its faces}`. Each upload is judged once, and forgotten when its user removes it."
     old = st.session_state.get('verdicts', {})
-    known = st.session_state.verdicts = {f.file_id: old[f.file_id] for f in files if f.file_id in old}
-    if new := [f for f in files if f.file_id not in known]:
-        bar = st.progress(0., 'Judging')
-        stream = detector.stream(((f.name, f.getvalue()) for f in new), explain=True, batch_size=4)
-        for i, (f, v) in enumerate(zip(new, stream), 1):
-            known[f.file_id] = v  # at once, so that a rerun in between loses nothing
-            bar.progress(i / len(new), f'{i} of {len(new)} judged')
+    known = st.session_state.verdicts = {(how, i[0]): old[how, i[0]] for i in items if (how, i[0]) in old}
+    if new := [i for i in items if (how, i[0]) not in known]:
+        bar, start, done = st.progress(0., f'Judging {len(new)} images'), time.monotonic(), 0
+        while batch := new[done:done + 8]:
+            told = detector.predict([(str(j), read) for j, (_, _, _, read) in enumerate(batch)], whole=how[1])
+            for j, (key, name, _, _) in enumerate(batch): known[how, key] = [replace(v, path=name) for v in told if v.path == str(j)]  # at once, so that a rerun in between loses nothing
+            done += len(batch)
+            left = (time.monotonic() - start) / done * (len(new) - done)
+            bar.progress(done / len(new), f'{done} of {len(new)} judged, about {left:.0f} s left')
         bar.empty()
-    return [known[f.file_id] for f in files]
+    return {i[0]: known[how, i[0]] for i in items}
+
+def explained(detector, how, item, method):
+    "Verdicts of one image with heatmaps; the last few are kept."
+    kept, key = st.session_state.setdefault('heatmaps', {}), (how, item[0], method)
+    if key not in kept:
+        kept[key] = detector.explain([(item[1], item[3])], method, whole=how[1])
+        for k in list(kept)[:-4]: del kept[k]
+    return kept[key]
+
+# --- what is shown ---
+# File names and causes come from strangers: `st.text`, `alt` and table cells show them as they are, every other element would read them as Markdown.
+
+def png(pixels):
+    "uint8 (H, W, 3) as the bytes of a PNG."
+    Image.fromarray(pixels).save(out := io.BytesIO(), 'PNG')
+    return out.getvalue()
+
+def card(v, opacity):
+    "One face in full."
+    with st.container(border=True):
+        st.subheader(f'{MARK[v.verdict]} {SAYS[v.verdict].capitalize()}', anchor=False)
+        st.text(v.path + (f', face {v.face}' if v.face else ''))
+        if v.error: st.text(f'Reason: {v.error}'); return
+        st.progress(v.p_fake, f'Probability that it was generated: {percent(v.p_fake)}')
+        st.markdown(MEANS[v.verdict])
+        if v.image is None: return
+        seen, why = st.columns(2, wrap=False)
+        seen.image(v.image.transpose(1, 2, 0), 'What the model saw', width='stretch', alt=f'{v.path} as the model saw it')
+        why.image(v.overlay(opacity), 'Where it found evidence' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
+        st.download_button('Download the heatmap', png(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
+
+def image_page(detector, how, band, item, method):
+    "One image: the photograph with its faces, then each face."
+    verdicts = decided(explained(detector, how, item, method), band)
+    if boxes := [v.box for v in verdicts if v.box]:
+        st.image(draw_boxes(open_image(item[3]()), boxes, 640), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', width=320 if len(boxes) < 3 else 'content', alt=f'{item[1]} with a numbered box around each face')
+    opacity = st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%') / 100 if any(v.verdict for v in verdicts) else 0
+    for v in verdicts: card(v, opacity)
+
+def summary(items, verdicts):
+    "Many verdicts at a glance; returns the key of the row that was chosen, if any."
+    rows = [(i[0], v) for i in items for v in verdicts[i[0]]]
+    count = Counter(v.verdict for _, v in rows)
+    st.subheader(f'{len(items)} images: ' + ', '.join(f'{count[k]} {SAYS[k]}' for k in SAYS if count[k]), anchor=False)
+    shown = st.pills('Show', [k for k in SAYS if count[k]], selection_mode='multi', format_func=lambda k: f'{MARK[k]} {SAYS[k]} ({count[k]})', key='show')
+    rows = [(k, v) for k, v in rows if not shown or v.verdict in shown]
+    table = {'Face': [data_url(v.thumbnail) if v.thumbnail else None for _, v in rows],
+             'File': [v.path + (f', face {v.face}' if v.face else '') for _, v in rows], 'Verdict': [SAYS[v.verdict] for _, v in rows],
+             'Generated': [None if v.error else 100 * v.p_fake for _, v in rows]}
+    if count['']: table['Reason'] = [v.error for _, v in rows]
+    st.caption('Click a column to sort. Tick a row to see its heatmap below.')
+    picked = st.dataframe(table, hide_index=True, placeholder='', alt='The verdicts, one face a row', on_select='rerun', selection_mode='single-row', key='table', column_config={
+        'Face': st.column_config.ImageColumn(width='small'), 'File': st.column_config.TextColumn(width='medium'),
+        'Generated': st.column_config.NumberColumn(format='%.2f %%', help='Probability that the face was generated')})
+    csv, page = st.columns(2)
+    csv.download_button('Download as CSV', lambda: as_csv(v for _, v in rows), 'verdicts.csv', 'text/csv', on_click='ignore', width='stretch')
+    page.download_button('Download as HTML', lambda: Verdicts(v for _, v in rows).page(), 'verdicts.html', 'text/html', on_click='ignore', width='stretch')
+    chosen = picked.selection.rows
+    return rows[chosen[0]][0] if chosen and chosen[0] < len(rows) else None
 
 def as_csv(verdicts):
     "The verdicts as `fakeface predict --csv` writes them."
@@ -53,61 +167,47 @@ def as_csv(verdicts):
     list(csv_rows(verdicts, out))  # a generator: it writes as it is read
     return out.getvalue()
 
-# File names and causes come from strangers: `st.text`, `alt` and table cells show them as they are, every other element would read them as Markdown.
-def card(v, opacity):
-    "One verdict in full."
-    with st.container(border=True):
-        st.subheader(SAYS[v.verdict], anchor=False)
-        st.text(v.path)
-        if v.error: st.text(f'Reason: {v.error}'); return
-        st.progress(v.p_fake, f'Probability that it was generated: {percent(v.p_fake)}')
-        seen, why = st.columns(2, wrap=False)
-        seen.image(v.image.transpose(1, 2, 0), 'What the model saw', width='stretch', alt=f'{v.path} as the model saw it')
-        why.image(v.overlay(opacity), 'Where it found evidence' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
+def judging(name, detector, band, method, whole):
+    "The page on which images are judged."
+    how, items = (name, whole), chosen_items()
+    verdicts = {k: decided(v, band) for k, v in judge(detector, how, items).items()}
+    picked = summary(items, verdicts) if len(items) > 1 else items[0][0] if items else None
+    for item in items:
+        if item[0] == picked: image_page(detector, how, band, item, method)
 
-def summary(verdicts):
-    "Many verdicts at a glance."
-    count = Counter(v.verdict for v in verdicts)
-    st.header(f'{len(verdicts)} files: {count["fake"]} fake, {count["real"]} real, {count["uncertain"]} uncertain, {count[""]} unreadable', anchor=False)
-    table = {'File': [v.path for v in verdicts], 'Verdict': [SAYS[v.verdict] for v in verdicts], 'Generated': [None if v.error else 100 * v.p_fake for v in verdicts]}
-    if count['']: table['Reason'] = [v.error for v in verdicts]
-    st.dataframe(table, hide_index=True, placeholder='', alt='The verdicts, one file a row', column_config={
-        'File': st.column_config.TextColumn(width='medium'), 'Generated': st.column_config.NumberColumn(format='%.1f %%', help='Probability that the face was generated')})
-    st.download_button('Download verdicts as CSV', as_csv(verdicts), 'verdicts.csv', 'text/csv', on_click='ignore')
+def evaluation(path, detector):
+    "How good these weights are: their card, and the figures of the run that made them."
+    card, figures = path.parent/'MODEL_CARD.md', path.parent/'figures'
+    st.text(f'ResNet18, input {detector.size} × {detector.size} pixels; learned from: {detector.meta.get("source", "not recorded")}')
+    for name, caption in FIGURES.items():
+        if (figures/f'{name}.png').is_file(): st.image((figures/f'{name}.png').read_bytes(), caption, width='stretch', alt=caption)
+    if card.is_file(): st.markdown(card.read_text(encoding='utf-8'))
+    elif not figures.is_dir(): st.text('Nothing is recorded beside these weights. A run of the pipeline leaves figures there.')
 
-def about(detector):
-    "What a verdict means, what it does not, and whose it is."
-    meta, (low, high) = detector.meta, detector.band
-    st.header('What a verdict means', anchor=False)
-    st.markdown(f'''The model estimates the probability that a face was generated, and calls it fake from **{percent(high)}** on and real below **{percent(low)}**. Between the two it is uncertain.
+ABOUT = '''
+### What it means
+The model estimates the probability that a face was generated. The probability was calibrated on photographs from FFHQ and faces made by StyleGAN, cut and aligned alike, as they are and after compression and shrinking.
+It holds for images like these.
 
-The model that ships learned from aligned face crops of 256 × 256 pixels: fakes made by StyleGAN, photographs from FFHQ. Its probabilities hold for images like these.''')
-    st.header('What it does not mean', anchor=False)
-    st.markdown('''
+### What it does not mean
 - It is **no proof**, neither of a fake nor of a photograph.
-- Images of **other generators** may well be missed.
-- Small faces in large pictures, and copies that were resized or strongly compressed, are judged less reliably.
-- The heatmap shows where the model found evidence for its verdict. It does not mark what was altered.''')
-    st.header('The model', anchor=False)
-    st.text(f'ResNet18, input {detector.size} × {detector.size} pixels\nUncertain from {low:.3f} to {high:.3f}\nLearned from: {meta.get("source", "not recorded")}')
+- Images of **other generators** may well be missed: diffusion models mostly are.
+- It judges whole faces that were generated, not faces that were retouched or swapped.
+- The heatmap shows where the model found evidence for its verdict. It does not mark what was altered.
+
+### What happens to a photograph
+Faces are found, turned upright and cut out like the faces the model learned from; each gets a verdict of its own. An image that is such a crop already is judged as it is. A face of fewer than about 128 pixels,
+hair included, is not judged.
+'''
 
 st.set_page_config('Real or generated?', '🔎')
 st.title('Real or generated?', anchor=False)
 st.markdown('Drop in pictures of faces. A model says how likely each was generated, and shows where it found evidence. Its answer is a probability, not proof.')
-try: detector = load(os.environ.get('FAKEFACE_WEIGHTS') or None)
+try:
+    with st.sidebar: name, path, detector, band, method, whole = settings()
 except FaceError as e: st.text(f'The model cannot be used. {e}'); st.stop()
-with st.sidebar: about(detector)
 if detector.meta.get('source') == 'standin': st.warning('This model learned from drawn faces, to try the pipeline. What it says of photographs means nothing.')
-
-uploads = st.file_uploader('Images', SUFFIXES, accept_multiple_files=True)
-st.caption(f'Up to {MAX_FILES} files, {MAX_TOTAL >> 20} MB together. They stay in the memory of this session: nothing is written to disk or passed on.')
-files = within_bounds(uploads)
-if len(files) < len(uploads):
-    st.warning(f'Only the first {len(files)} of {len(uploads)} files are judged, for want of room. Remove some to go on.')
-verdicts = judge(detector, files)
-if len(verdicts) > 1: summary(verdicts)
-if any(v.verdict for v in verdicts): opacity = st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%') / 100
-else: opacity = 0
-pages = -(-len(verdicts) // PER_PAGE)
-page = st.pagination(pages) if pages > 1 else 1
-for v in verdicts[(page - 1) * PER_PAGE:page * PER_PAGE]: card(v, opacity)
+tabs = st.tabs(['Judge', 'What a verdict means', 'How good is it'])
+with tabs[0]: judging(name, detector, band, method, whole)
+with tabs[1]: st.markdown(ABOUT)
+with tabs[2]: evaluation(path, detector)

@@ -36,22 +36,22 @@ def show(path):  # relative where that is shorter to read
 
 # %% ../nbs/14_cli.ipynb #849ada8d
 def cmd_predict(a):
-    "Judge images: files, folders or both."
+    "Judge the faces in images: files, folders or both."
     paths = find_images(a.paths)  # before what is slow to import
     from fakeface.detector import Detector, save_heatmap, write_csv
     if a.heatmaps: Path(a.heatmaps).mkdir(parents=True, exist_ok=True)
     detector = Detector.load(a.weights, a.device)
-    verdicts = detector.stream(paths, explain=bool(a.heatmaps), progress=len(paths) > 32 and sys.stderr.isatty())
-    counts, last = dict(fake=0, real=0, uncertain=0, unreadable=0), None
+    verdicts = detector.stream(paths, a.method if a.heatmaps else '', progress=len(paths) > 32 and sys.stderr.isatty(), whole=a.whole)
+    counts, last = {'fake': 0, 'real': 0, 'uncertain': 0, 'not judged': 0}, None
     for i, v in enumerate(write_csv(verdicts, a.csv) if a.csv else verdicts):
-        counts[v.verdict or 'unreadable'] += 1
+        counts[v.verdict or 'not judged'] += 1
         if v.error:
             last = ImageError(v.path, v.error)
             if len(paths) > 1: print(f'fakeface: {last}', file=sys.stderr)
         else:
-            if not a.csv: print(f'{v.verdict:9}  {v.p_fake:.3f}  {printable(v.path)}')
+            if not a.csv: print(f'{v.verdict:9}  {v.p_fake:.3f}  {printable(v.path)}' + (f', face {v.face}' if v.face else ''))
             if a.heatmaps: save_heatmap(v, a.heatmaps, i)
-    if counts['unreadable'] == len(paths): raise last if len(paths) == 1 else FaceError(f'none of {len(paths)} images could be opened')
+    if counts['not judged'] == len(paths): raise last if len(paths) == 1 else FaceError(f'none of {len(paths)} images could be judged; the last: {last}')
     print(f'{len(paths)} images: ' + ', '.join(f'{n} {k}' for k, n in counts.items()), file=sys.stderr)
 
 # %% ../nbs/14_cli.ipynb #ad0d5a44
@@ -100,9 +100,12 @@ def cmd_ship(a):
     "Make the model of a run the shipped one, and write its measured numbers into the model card and README."
     from fakeface.detector import SHIPPED, Detector
     from fakeface.pipeline import run_name
-    from fakeface.report import doubt_markdown, evaluate_folder, fill, results_markdown, robustness_beside, robustness_markdown
+    from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, results_markdown, robustness_beside, robustness_markdown
     runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}
     with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
+    (SHIPPED.parent/'figures').mkdir(exist_ok=True)
+    for name in FIGURES:
+        with atomic_write(SHIPPED.parent/'figures'/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
     detector = Detector.load()
     ours = runs[a.run]
     card = {f'{ours["source"]}, {ours["split"]}': ours} | {Path(d).name: evaluate_folder(detector, d) for d in a.also}
@@ -135,10 +138,12 @@ def add(
 # %% ../nbs/14_cli.ipynb #bf7ecb0b
 def add_judging(subs):
     "predict and evaluate"
-    p = add(subs, cmd_predict, 'Prints verdict (fake, real or uncertain), p_fake and path of each image. p_fake is the probability that the face is generated.')
+    p = add(subs, cmd_predict, 'Prints verdict (fake, real or uncertain), p_fake and path of each face. p_fake is the probability that it is generated.\nFaces are found, aligned and cut out; an image that is a face crop already is judged as it is.')
     p.add_argument('paths', nargs='+', metavar='PATH', help='image files or folders')
     p.add_argument('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this file instead')
-    p.add_argument('--heatmaps', metavar='DIR', help='write an overlay for each image: where the evidence lies')
+    p.add_argument('--whole', action='store_true', help='judge each image as it is, without looking for faces')
+    p.add_argument('--heatmaps', metavar='DIR', help='write an overlay for each face: where the evidence lies')
+    p.add_argument('--method', default='gradcam', choices=('gradcam', 'hirescam', 'layercam'), help='of the heatmaps; default: gradcam')
     e = add(subs, cmd_evaluate, 'example: fakeface evaluate faces/ --split test')
     e.add_argument('folder', metavar='DIR', help='a folder with real/ and fake/ (one of them is enough), or with splits')
     e.add_argument('--split', choices=('train', 'valid', 'test'), help='only this split')

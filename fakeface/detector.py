@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAYS', 'COLUMNS', 'SHIPPED', 'Verdict', 'row', 'Detector', 'named', 'candidates', 'small', 'judge_batch', 'stream',
-           'predict', 'explain', 'html_image', 'html_row', 'Verdicts', 'band_from', 'decided', 'false_positives',
-           'csv_rows', 'write_csv', 'save_heatmap']
+           'predict', 'explain', 'data_url', 'html_image', 'html_row', 'Verdicts', 'band_from', 'decided',
+           'false_positives', 'csv_rows', 'write_csv', 'save_heatmap', 'examples', 'checkpoints']
 
 # %% ../nbs/10_detector.ipynb #b634f462
 import csv
@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from matplotlib.cbook import get_sample_data
 from PIL import Image
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from .core import *
 from .faces import face_crops
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
+from .standin import make_pair
 
 # %% ../nbs/10_detector.ipynb #8d18eada
 SAYS = {'fake': 'likely AI-generated', 'real': 'likely real', 'uncertain': 'uncertain', '': 'not judged'}
@@ -78,7 +80,7 @@ class Detector:
 
 # %% ../nbs/10_detector.ipynb #bc925f61
 def named(
-    images  # one image or many: paths, bytes, file objects, PIL images, uint8 arrays (3, H, W), or (name, image) pairs
+    images  # one image or many: paths, bytes, file objects, PIL images, uint8 arrays (3, H, W), or (name, image) pairs whose image may also be a function that returns bytes
 ):
     "`(name, image)` pairs, one at a time."
     one = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)) or hasattr(images, 'read')
@@ -95,7 +97,7 @@ def candidates(
     "`(verdict still empty, uint8 tensor (3, size, size) or None)` for each face, one image at a time; None when there is an error."
     for name, im in named(images):
         try:
-            pixels = im if isinstance(im, np.ndarray) else open_image(im, name)
+            pixels = im if isinstance(im, np.ndarray) else open_image(im() if callable(im) else im, name)
             faces = [(None, fit_to(torch.from_numpy(pixels), size))] if whole else face_crops(pixels, size, name)
         except ImageError as e: yield Verdict(name, error=e.cause), None; continue
         for i, (box, crop) in enumerate(faces, 1): yield Verdict(name, face=i if box else 0, box=box, thumbnail=small(crop)), crop
@@ -163,12 +165,18 @@ def explain(self:Detector,
 Detector.stream, Detector.predict, Detector.explain = stream, predict, explain
 
 # %% ../nbs/10_detector.ipynb #778d41b6
-def html_image(
-    data,  # JPEG or PNG bytes
-    alt=''
+def data_url(
+    data  # JPEG bytes
 ):
-    "An image that a page carries within itself."
-    return f'<img alt="{escape(alt)}" src="data:image/{"png" if data.startswith(bytes([137])) else "jpeg"};base64,{b64encode(data).decode()}" height="64">'
+    "The address of an image that a page carries within itself."
+    return f'data:image/jpeg;base64,{b64encode(data).decode()}'
+
+def html_image(
+    data,  # JPEG bytes
+    alt    # for those who do not see it
+):
+    "The image as HTML."
+    return f'<img alt="{escape(alt)}" src="{data_url(data)}" height="64">'
 
 def html_row(
     v  # Verdict
@@ -185,6 +193,10 @@ class Verdicts(list):
     def _repr_html_(self):
         head = ''.join(f'<th style="text-align:left">{h}</th>' for h in ('seen', 'image', 'verdict', 'p_fake', 'reason'))
         return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(map(html_row, self))}</tbody></table>'
+
+    def page(self, title='Real or generated?'):
+        "The table as an HTML page of its own."
+        return f'<!doctype html><meta charset="utf-8"><title>{escape(title)}</title><style>body{{font-family:sans-serif;color-scheme:light dark}}td,th{{padding:4px 12px}}</style><h1>{escape(title)}</h1>{self._repr_html_()}'
 
 Verdict._repr_html_ = lambda self: Verdicts([self])._repr_html_()
 
@@ -240,3 +252,18 @@ def save_heatmap(
     path = Path(folder)/f'{i:05d}-{stem}.png'
     with atomic_write(path, 'wb') as f: Image.fromarray(verdict.overlay()).save(f, 'PNG')
     return path
+
+# %% ../nbs/10_detector.ipynb #2c0c5a81
+def examples():
+    "`{name: bytes}` of images that anyone may have."
+    real, fake = make_pair('test', 2, size=256)
+    return {'Grace Hopper, photograph.jpg': Path(get_sample_data('grace_hopper.jpg', asfileobj=False)).read_bytes(), 'drawn face.jpg': real, 'drawn face, faked.jpg': fake}
+
+# %% ../nbs/10_detector.ipynb #b04af90a
+def checkpoints(
+    runs,      # folder of pipeline runs; may be missing
+    given=None # a checkpoint that comes first, if any
+):
+    "`{name: path}` of the weights one may choose from; newest runs first, at most 20."
+    found = sorted(Path(runs).glob('*/model.safetensors'), key=lambda p: p.parent.name, reverse=True)[:20]
+    return ({Path(given).name: Path(given)} if given else {}) | {'shipped': SHIPPED} | {p.parent.name: p for p in found}

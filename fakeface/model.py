@@ -134,7 +134,7 @@ def metadata(
     temperature=1.0,    # logits are divided by it (Guo et al. 2017, arXiv 1706.04599)
     threshold=0.5,      # the p_fake that parts fake from real when there must be an answer
     band=None,          # (low, high): 'real' below low, 'fake' from high on, 'uncertain' between; None: both are the threshold
-    **more              # training settings, manifest digest, metrics ...
+    **more              # training settings, manifest digest, metrics, real_scores (p_fake of the real validation images) ...
 ):
     "The metadata of a checkpoint as a JSON-ready dict."
     return dict(format=FORMAT, architecture='resnet18', classes=list(CLASSES), preprocessing=dict(size=size, normalize=normalize),
@@ -171,6 +171,8 @@ def check_metadata(
     band = meta.get('band')
     need(isinstance(band, list) and len(band) == 2 and all(number(v, 0, 1) for v in band) and band[0] <= meta['threshold'] <= band[1],
          'band must hold two numbers between 0 and 1 with the threshold between them')
+    scores = meta.get('real_scores', [])
+    need(isinstance(scores, list) and len(scores) <= 100_000 and all(number(v, -1e-9, 1 + 1e-9) for v in scores), 'real_scores must be a list of numbers from 0 to 1')
     return meta
 
 # %% ../nbs/02_model.ipynb #5b42fd19
