@@ -34,8 +34,8 @@ def load(path):
 make_examples = st.cache_data(examples, show_spinner='Drawing the examples')
 
 def percent(p):
-    "A probability for people; no model is sure enough for 0 or 100 %."
-    return 'less than 0.1 %' if p < .001 else 'more than 99.9 %' if p > .999 else f'{100 * p:.1f} %'
+    "A probability for people; what was calibrated on a few hundred images cannot be surer than 1 in 100."
+    return 'less than 1 %' if p < .01 else 'more than 99 %' if p > .99 else f'{100 * p:.0f} %'
 
 def settings():
     "`(name of the weights, path, detector, band, method, whole)`; widgets bound to the URL, so that a link keeps them."
@@ -49,7 +49,7 @@ def settings():
     k, n = false_positives(detector.meta, band[1])
     if n: low, high = wilson(k, n); st.caption(f'False-positive rate at this setting: {k} of {n} real validation images, {100 * k / n:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %).')
     else: st.caption('These weights do not tell the false-positive rate of a setting.')
-    st.caption(f'Called real below {percent(band[0])}; uncertain between.' if band[0] < band[1] else 'No answer is withheld.')
+    st.caption(f'Called real below {100 * band[0]:.1f} %; uncertain between.' if band[0] < band[1] else 'No answer is withheld.')
     method = st.selectbox('Heatmap', list(METHODS), format_func=METHODS.get, key='heatmap', bind='query-params', help='Grad-CAM is exact and fast, on a coarse grid. The others are finer and take a second a face.')
     whole = st.toggle('Judge whole images', key='whole', bind='query-params', help='Do not look for faces. Right for images that were cut around a face already.')
     return name, known[name], detector, band, method, whole
@@ -133,12 +133,15 @@ def card(v, opacity):
         st.download_button('Download the heatmap', png(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
 
 def image_page(detector, how, band, item, method):
-    "One image: the photograph with its faces, then each face."
+    "One image: each face, and the photograph with boxes that tell which is which."
     verdicts = decided(explained(detector, how, item, method), band)
-    if boxes := [v.box for v in verdicts if v.box]:
-        st.image(draw_boxes(open_image(item[3]()), boxes, 640), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', width=320 if len(boxes) < 3 else 'content', alt=f'{item[1]} with a numbered box around each face')
-    opacity = st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%') / 100 if any(v.verdict for v in verdicts) else 0
+    boxes = [v.box for v in verdicts if v.box]
+    def photograph(): st.image(draw_boxes(open_image(item[3]()), boxes, 640), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
+    if len(boxes) > 1: photograph()
+    opacity = st.session_state.get('opacity', 60) / 100
     for v in verdicts: card(v, opacity)
+    if any(v.verdict for v in verdicts): st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%', key='opacity')
+    if len(boxes) == 1: photograph()
 
 def summary(items, verdicts):
     "Many verdicts at a glance; returns the key of the row that was chosen, if any."
@@ -180,7 +183,7 @@ def evaluation(path, detector):
     card, figures = path.parent/'MODEL_CARD.md', path.parent/'figures'
     st.text(f'ResNet18, input {detector.size} × {detector.size} pixels; learned from: {detector.meta.get("source", "not recorded")}')
     for name, caption in FIGURES.items():
-        if (figures/f'{name}.png').is_file(): st.image((figures/f'{name}.png').read_bytes(), caption, width='stretch', alt=caption)
+        if (figures/f'{name}.png').is_file(): st.image((figures/f'{name}.png').read_bytes(), caption, alt=caption)
     if card.is_file(): st.markdown(card.read_text(encoding='utf-8'))
     elif not figures.is_dir(): st.text('Nothing is recorded beside these weights. A run of the pipeline leaves figures there.')
 
