@@ -1,6 +1,6 @@
 "The numbers: as scikit-learn has them, each with an interval, and defined for whatever a folder holds."
 
-import shutil
+import math, shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +10,8 @@ from sklearn import metrics as sk
 
 from fakeface.core import FaceError
 from fakeface.detector import Detector
-from fakeface.evaluate import compare_errors, ece, ece_if_perfect, errors, evaluate, metrics_table, plot_confusion, plot_curves, plot_errors, plot_reliability, tpr_at, wilson
+from fakeface.evaluate import (compare, compare_errors, ece, ece_if_perfect, errors, evaluate, mcnemar, metrics_table, plot_confusion, plot_curves, plot_errors, plot_reliability,
+                               ranking, wilson)
 from fakeface.model import build_model, metadata
 from fakeface.report import answer, evaluate_folder, fill, results_markdown
 
@@ -28,12 +29,13 @@ def test_as_scikit_learn_has_them(seed, threshold):
     theirs = dict(accuracy=sk.accuracy_score(fake, said), precision=sk.precision_score(fake, said, zero_division=0), recall=sk.recall_score(fake, said),
                   specificity=sk.recall_score(~fake, ~said), f1=sk.f1_score(fake, said), auc=sk.roc_auc_score(fake, t.p_fake),
                   average_precision=sk.average_precision_score(fake, t.p_fake),
-                  tpr_at_1_fpr=(t.p_fake[fake] > t.p_fake[~fake].max()).mean())  # of 40 reals none may be accused
+                  mcc=sk.matthews_corrcoef(fake, said), brier=sk.brier_score_loss(fake, t.p_fake), log_loss=sk.log_loss(fake, t.p_fake), eer=ranking(fake.to_numpy(), t.p_fake.to_numpy())['eer'],
+                  **{f'tpr_at_{f}_fpr': (t.p_fake[fake] > t.p_fake[~fake].max()).mean() for f in ('1', '0.5', '0.1')})  # of 40 reals none may be accused
     assert {k: v['value'] for k, v in result['metrics'].items()} == pytest.approx(theirs)
     assert result['calibration']['ece'] == pytest.approx(abs((fake - t.p_fake).groupby((t.p_fake * 10).astype(int)).sum()).sum() / 100)
     assert result['confusion'] == sk.confusion_matrix(t.label, np.where(said, 'fake', 'real'), labels=['fake', 'real']).tolist()
     for m in result['metrics'].values():
-        assert 0 <= m['low'] <= m['value'] <= m['high'] <= 1 and ('k' not in m or m['k'] / m['n'] == m['value'])
+        assert -1 <= m['low'] <= m['value'] <= m['high'] <= 3 and ('k' not in m or m['k'] / m['n'] == m['value'])
     assert (result['n'], result['n_fake'], result['n_real'], result['threshold']) == (100, 60, 40, threshold)
 
 def test_what_perfect_calibration_would_show():
@@ -50,7 +52,7 @@ def test_what_perfect_calibration_would_show():
 def test_more_images_narrow_the_interval():
     width = lambda m: m['high'] - m['low']
     few, many = (evaluate(drawn_scores(0, n, n), bootstrap=200)['metrics'] for n in (50, 2000))
-    assert all(width(many[k]) < width(few[k]) / 3 for k in many if k != 'tpr_at_1_fpr')  # it hangs on the few highest reals
+    assert all(width(many[k]) < width(few[k]) / 3 for k in many if not k.startswith('tpr_at'))  # they hang on the few highest reals
 
 def test_the_interval_is_wilsons():
     assert wilson(0, 10) == pytest.approx((0, .27753), abs=1e-4)
@@ -105,9 +107,30 @@ def test_calibration_error_of_what_is_known():
     assert ece(honest, p) < .02 < .1 < ece(honest, p**3)
 
 def test_fakes_caught_at_a_bounded_rate_of_false_alarms():
-    fake, score = np.r_[[True] * 4, [False] * 10], np.r_[[.95, .85, .75, .05], np.linspace(0, .9, 10)]
-    assert [tpr_at(fake, score, f) for f in (0, .05, .1, .2, 1)] == [.25, .25, .5, .75, 1]
-    assert tpr_at(fake, -score, .01) == 0 and tpr_at(fake, np.zeros(14)) == 0
+    fake, real = np.array([.95, .85, .75, .05]), np.linspace(0, .9, 1000)
+    r = ranking(np.r_[[True] * 4, [False] * 1000], np.r_[fake, real])
+    for rate, k in ((1, 10), (.5, 5), (.1, 1)): assert r[f'tpr_at_{rate:g}_fpr'] == (fake > np.sort(real)[-k - 1]).mean()
+    assert all(v == 0 for n, v in ranking(np.r_[[True] * 4, [False] * 10], np.zeros(14)).items() if n.startswith('tpr'))
+
+def test_equal_error_rate_is_where_misses_and_false_alarms_are_equal():
+    assert ranking(np.array([True, False]), np.array([.9, .1]))['eer'] == 0 and ranking(np.array([True, False]), np.array([.1, .9]))['eer'] == 1
+    rng = np.random.default_rng(0)
+    fake, score = np.arange(40_000) < 20_000, np.r_[rng.normal(1, 1, 20_000), rng.normal(-1, 1, 20_000)]
+    assert ranking(fake, score)['eer'] == pytest.approx(.1587, abs=.005)  # the normal distribution beyond one deviation
+    t = np.quantile(score[~fake], 1 - ranking(fake, score)['eer'])
+    assert (score[fake] < t).mean() == pytest.approx((score[~fake] >= t).mean(), abs=1e-3)
+
+def test_mcnemar_counts_only_where_two_models_differ():
+    a, b = np.r_[[True] * 90, [False] * 10], np.r_[[True] * 80, [False] * 10, [True] * 2, [False] * 8]
+    assert mcnemar(a, b) == dict(only_a=10, only_b=2, p=pytest.approx(2 * sum(math.comb(12, k) for k in range(3)) / 2**12))
+    assert mcnemar(b, a)['p'] == mcnemar(a, b)['p'] and mcnemar(a, a) == dict(only_a=0, only_b=0, p=1)
+
+def test_two_runs_are_compared_on_the_images_they_share():
+    a, b = drawn_scores(0, apart=2.), drawn_scores(1, apart=.5)
+    c = compare(a, b.sample(frac=1, random_state=0).head(90), bootstrap=200)
+    assert c['n'] == 90 and c['accuracy'][0] > c['accuracy'][1] and c['mcnemar']['p'] < .05 and 0 < c['auc_difference']['low'] < c['auc'][0] - c['auc'][1] < c['auc_difference']['high']
+    assert compare(a, a, thresholds=(.5, .9), bootstrap=9)['mcnemar']['only_b'] < compare(a, a, thresholds=(.5, .9), bootstrap=9)['mcnemar']['only_a']
+    with pytest.raises(FaceError, match='in common'): compare(a, b.assign(path='x' + b.path))
 
 def test_the_reliability_diagram_shows_the_shares():
     t = pd.DataFrame(dict(label=['fake', 'real', 'fake', 'fake', 'real'], p_fake=[.72, .74, .82, 1., .02]))
@@ -129,7 +152,7 @@ def detector(checkpoint): return Detector.load(checkpoint, 'cpu')
 def test_a_folder(detector, drawn):
     result = evaluate_folder(detector, drawn, 'test', 50, progress=False)
     assert (result['n_fake'], result['n_real'], result['unreadable'], result['source'], result['split']) == (6, 6, 0, 'standin', 'test')
-    said = {c: sum(v.verdict == 'fake' for v in detector.predict(sorted((drawn/'test'/c).iterdir()))) for c in ('fake', 'real')}
+    said = {c: sum(v.verdict == 'fake' for v in detector.predict(sorted((drawn/'test'/c).iterdir()), whole=True)) for c in ('fake', 'real')}
     assert result['confusion'] == [[said['fake'], 6 - said['fake']], [said['real'], 6 - said['real']]]
     assert evaluate_folder(detector, drawn, None, 50, progress=False)['n'] == 56
     assert result['metrics']['answered']['value'] == 1
