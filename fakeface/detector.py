@@ -80,7 +80,7 @@ class Detector:
 
 # %% ../nbs/10_detector.ipynb #bc925f61
 def named(
-    images  # one image or many: paths, bytes, file objects, PIL images, uint8 arrays (3, H, W), or (name, image) pairs whose image may also be a function that returns bytes
+    images  # one image or many: paths, bytes, file objects, PIL images, uint8 arrays (3, H, W), or (name, image) pairs whose image may also be a function that returns one
 ):
     "`(name, image)` pairs, one at a time."
     one = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)) or hasattr(images, 'read')
@@ -97,7 +97,8 @@ def candidates(
     "`(verdict still empty, uint8 tensor (3, size, size) or None)` for each face, one image at a time; None when there is an error."
     for name, im in named(images):
         try:
-            pixels = im if isinstance(im, np.ndarray) else open_image(im() if callable(im) else im, name)
+            if callable(im): im = im()
+            pixels = im if isinstance(im, np.ndarray) else open_image(im, name)
             faces = [(None, fit_to(torch.from_numpy(pixels), size))] if whole else face_crops(pixels, size, name)
         except ImageError as e: yield Verdict(name, error=e.cause), None; continue
         for i, (box, crop) in enumerate(faces, 1): yield Verdict(name, face=i if box else 0, box=box, thumbnail=small(crop)), crop

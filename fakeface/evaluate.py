@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FPRS', 'wilson', 'bootstrap_all', 'ece', 'ece_if_perfect', 'percent', 'number', 'calibration_text', 'ranking',
            'summaries', 'evaluate', 'metrics_table', 'mcnemar', 'compare', 'plot_confusion', 'plot_curves',
-           'plot_scores', 'plot_reliability', 'errors', 'plot_errors', 'properties', 'compare_errors']
+           'plot_scores', 'plot_reliability', 'errors', 'plot_errors', 'properties', 'look', 'compare_errors', 'slices',
+           'slices_text', 'leave_evaluation']
 
 # %% ../nbs/04_evaluate.ipynb #d36cada2
 from pathlib import Path
@@ -17,8 +18,11 @@ import seaborn as sns
 from scipy.stats import binomtest
 from sklearn.metrics import (auc, average_precision_score, brier_score_loss, confusion_matrix, f1_score, log_loss, matthews_corrcoef,
                              precision_recall_curve, precision_score, roc_auc_score, roc_curve)
+from tqdm import tqdm
 
 from .core import *
+from .data import inspect_image
+from .faces import find_faces, side, square
 
 # %% ../nbs/04_evaluate.ipynb #294591bf
 def wilson(
@@ -259,6 +263,16 @@ def properties(
     laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
     return dict(brightness=float(grey.mean()), contrast=float(grey.std()), colour=float(x.std(0).mean()), sharpness=float(laplacian.var()))
 
+# %% ../nbs/04_evaluate.ipynb #31e78aad
+def look(
+    root,  # data set
+    path   # of the image, relative to it
+):
+    "`properties` of a file with its kilobytes, JPEG quality and, if a face is found, the share of the image's side that the face's square takes."
+    image, facts = open_image(Path(root)/path, path), inspect_image(root, path)
+    faces = find_faces(image)
+    return properties(image) | dict(kilobytes=facts['bytes'] / 1000, quality=facts['quality'], face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan)
+
 # %% ../nbs/04_evaluate.ipynb #4a9356ce
 def compare_errors(
     table,     # one row an image: `wrong` (bool) and numeric properties
@@ -268,6 +282,57 @@ def compare_errors(
     "For each property: median when right and when wrong, and the AUC with which it singles out the wrong ones, with its bootstrap interval."
     wrong, rows = table.wrong.to_numpy(bool), {}
     for c in table.columns.drop('wrong') if 5 <= wrong.sum() < len(wrong) else ():  # fewer errors support no comparison
-        v = table[c].to_numpy(float); m = bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), wrong, v, n, seed)['auc']
+        v = table[c].fillna(table[c].median()).to_numpy(float); m = bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), wrong, v, n, seed)['auc']
         rows[c] = dict(right=np.median(v[~wrong]), wrong=np.median(v[wrong]), auc=m['value'], low=m['low'], high=m['high'])
     return pd.DataFrame(rows, index=['right', 'wrong', 'auc', 'low', 'high']).T
+
+# %% ../nbs/04_evaluate.ipynb #a4b461cb
+def slices(
+    table,   # one row an image: `wrong` (bool) and numeric properties
+    parts=4  # slices of each property
+):
+    "Errors by slices of each property: DataFrame with property, from, to, k, n, value and Wilson's low and high, and `others`, the error rate outside the slice."
+    rows = []
+    for c in table.columns.drop('wrong'):
+        cut = pd.qcut(table[c], parts, duplicates='drop')
+        for part, g in table.groupby(cut, observed=True) if cut.nunique() > 1 else ():
+            k, n, rest = int(g.wrong.sum()), len(g), table.wrong.drop(g.index)
+            rows.append(dict(property=c, lower=float(part.left), upper=float(part.right), k=k, n=n, value=k / n, **dict(zip(('low', 'high'), wilson(k, n))), others=float(rest.mean())))
+    return pd.DataFrame(rows)
+
+def slices_text(
+    s,        # from `slices`
+    least=20  # images in a slice about which anything is said
+):
+    "Sentences about the slices that stand out, or that none does."
+    out = s[(s.n >= least) & ((s.others < s.low) | (s.others > s.high))] if len(s) else s
+    return [f'Of the {r.n} images with {r.property} from {r.lower:.3g} to {r.upper:.3g}, {r.k} are misjudged: {percent(r._asdict())}, against {100 * r.others:.1f} % of the others.' for r in out.itertuples()] or \
+        ['No quarter of the images, by any of these properties, is misjudged more or less often than the others beyond what chance explains.']
+
+# %% ../nbs/04_evaluate.ipynb #87681ada
+def leave_evaluation(
+    out,            # folder
+    root,           # data set
+    predictions,    # DataFrame with `path`, `label` and `p_fake`
+    threshold, band,  # of the checkpoint
+    bootstrap=2000, # resamples
+    seed=42,        # of the resampling
+    worst=12,       # errors shown
+    **about         # more for metrics.json: source, split ...
+):
+    "Write predictions.csv, metrics.json, errors.csv, error_properties.json, slices.json and the figures; returns `(result, comparison)`."
+    out = Path(out); (out/'figures').mkdir(parents=True, exist_ok=True)
+    with atomic_write(out/'predictions.csv') as f: predictions.to_csv(f, index=False, lineterminator='\n')
+    result, wrong = evaluate(predictions, threshold, bootstrap, seed, band) | about, errors(predictions, threshold)
+    save_json(out/'metrics.json', result)
+    figures = dict(confusion=plot_confusion(result).figure, scores=plot_scores(predictions, threshold))
+    if result['n_fake'] and result['n_real']: figures['curves'] = plot_curves(predictions, threshold)
+    if len(wrong): figures['errors'] = plot_errors(root, wrong, worst)
+    for name, fig in figures.items(): fig.savefig(out/'figures'/f'{name}.png', dpi=140 if name == 'errors' else 110, bbox_inches='tight')
+    facts = pd.DataFrame([look(root, p) for p in tqdm(predictions.path, 'properties', leave=False)]).assign(wrong=predictions.path.isin(wrong.path).to_numpy())
+    facts = facts.loc[:, (facts.nunique() > 1) | (facts.columns == 'wrong')]
+    comparison = compare_errors(facts, bootstrap, seed)
+    with atomic_write(out/'errors.csv') as f: wrong.to_csv(f, index=False, lineterminator='\n')
+    save_json(out/'error_properties.json', comparison.reset_index(names='property').to_dict('records'))
+    save_json(out/'slices.json', slices_text(slices(facts)))
+    return result, comparison

@@ -4,20 +4,25 @@
 
 # %% auto #0
 __all__ = ['STANDIN', 'PAGE', 'FIGURES', 'answer', 'render', 'figure', 'table', 'error_parts', 'number_parts', 'robustness_parts',
-           'data_parts', 'origin_parts', 'build_report', 'evaluate_folder', 'markdown', 'results_markdown',
-           'doubt_markdown', 'robustness_markdown', 'robustness_beside', 'fill']
+           'data_parts', 'origin_parts', 'build_report', 'external', 'ask', 'judge_folder', 'evaluate_folder',
+           'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'robustness_markdown', 'robustness_beside',
+           'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
-import base64
+import base64, tempfile
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment
+from PIL import Image
 
 from .core import *
+from .corrupt import corrupt
 from .data import audit, list_images, load_manifest, source_name
-from .evaluate import calibration_text, evaluate, metrics_table, number, percent
+from .evaluate import calibration_text, compare, evaluate, leave_evaluation, metrics_table, number, percent
 from .model import load_checkpoint
 from .robustness import flips_text
 
@@ -30,7 +35,9 @@ def answer(
 ):
     "What a run found, as plain sentences."
     m, ((tp, fn), (fp, tn)) = result['metrics'], result['confusion']
-    return (f'Of {result["n"]:,} test images of {result["source"]!r} it had never seen, the model judged {percent(m["accuracy"])} rightly. '
+    what = f'images of {result["source"]!r}' + (f' after {result["copy"]}' if result.get('copy') else '')
+    if 'unreadable' not in result: what = f'test {what} it had never seen'  # a run knows what its model was trained on; of somebody's folder we don't
+    return (f'Of {result["n"]:,} {what}, the model judged {percent(m["accuracy"])} rightly. '
             f'It caught {tp} of {tp + fn} fakes and accused {fp} of {fp + tn} real images.')
 
 # %% ../nbs/11_report.ipynb #8fc363a0
@@ -99,7 +106,7 @@ def error_parts(
         parts += [dict(text='Do the misjudged images differ in something simple? Medians of both groups, and how well each property singles '
                             'out the errors (area under the ROC curve; 0.5 says nothing, and an interval that holds 0.5 supports no claim).'),
                   table(pd.DataFrame(props), index=False)]
-    return parts
+    return parts + [dict(text=t) for t in load_json(run_dir/'slices.json')]
 
 # %% ../nbs/11_report.ipynb #875115ee
 def number_parts(
@@ -162,21 +169,81 @@ def build_report(
     return run_dir/'report.html'
 
 # %% ../nbs/11_report.ipynb #38611184
-def evaluate_folder(
-    detector,        # Detector
+def external(
+    name  # of the entry point
+):
+    "The function `paths -> p_fake` that a package declares under `fakeface.detectors`. Raises `FaceError` for an unknown name."
+    known = {e.name: e for e in entry_points(group='fakeface.detectors')}
+    if name not in known: raise FaceError(f'detector {name!r} is not installed; there are: {", ".join(sorted(known)) or "none"}')
+    return known[name].load()
+
+def ask(
+    function,  # from `external`
+    paths,     # files
+    copy=''    # corruption that each file goes through first
+):
+    "p_fake of every file: float array (N,). Raises `FaceError` when the answer is not one number from 0 to 1 for each."
+    with tempfile.TemporaryDirectory() as d:
+        for i, p in enumerate(paths if copy else ()):
+            paths[i] = Path(d)/f'{i:06d}.png'
+            Image.fromarray(corrupt(open_image(p), copy).permute(1, 2, 0).numpy()).save(paths[i])
+        p = np.asarray(function(list(paths)), float)
+    if p.shape != (len(paths),) or not ((p >= 0) & (p <= 1)).all(): raise FaceError(f'the detector must return one number from 0 to 1 for each of {len(paths)} paths')
+    return p
+
+# %% ../nbs/11_report.ipynb #8c4560cc
+def judge_folder(
+    detector,        # Detector, or a function from `external`
     root,            # data set in any layout; one class is enough
     split=None,      # only this split, if the data set has splits
-    bootstrap=2000,  # resamples
+    copy='',         # corruption that each file goes through first, see `corrupt`
     progress=True
 ):
-    "Metrics of a detector on the images of a folder, as from `evaluate`, with `source` and the number of unreadable images. Raises `FaceError`."
+    "Predictions of a detector on the images of a folder, each judged whole: `(DataFrame with path, label and p_fake, number of unreadable images)`. Raises `FaceError`."
     files = list_images(root, both=False)
     if split: files = files[files.split == split]
     if not len(files): raise FaceError(f'{root}: no images in split {split!r}')
-    verdicts = detector.predict([(p, Path(root)/p) for p in files.path], progress=progress, whole=True)  # a data set holds crops
+    if not hasattr(detector, 'predict'): return files.assign(p_fake=ask(detector, [Path(root)/p for p in files.path], copy)), 0
+    def source(p): return lambda: corrupt(open_image(Path(root)/p, p), copy).numpy()
+    verdicts = detector.predict([(p, source(p)) for p in files.path], progress=progress, whole=True)  # a data set holds crops
     judged = files.assign(p_fake=[v.p_fake for v in verdicts]).dropna()
     if not len(judged): raise FaceError(f'{root}: none of {len(files)} images could be opened; the first: {verdicts[0].error}')
-    return evaluate(judged, detector.threshold, bootstrap, band=detector.band) | dict(source=source_name(root), split=split or 'all', unreadable=len(files) - len(judged))
+    return judged, len(files) - len(judged)
+
+# %% ../nbs/11_report.ipynb #269dcab1
+def evaluate_folder(
+    detector,        # Detector, or a function from `external`
+    root,            # data set in any layout; one class is enough
+    split=None,      # only this split, if the data set has splits
+    bootstrap=2000,  # resamples
+    progress=True,
+    copy='',         # corruption that each file goes through first, see `corrupt`
+    out=None         # folder for the numbers, figures and report.html; None: nothing is written
+):
+    "Metrics of a detector on the images of a folder, as from `evaluate`, with `source` and the number of unreadable images. Raises `FaceError`."
+    judged, unreadable = judge_folder(detector, root, split, copy, progress)
+    about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable)
+    threshold, band, meta = (getattr(detector, n, v) for n, v in (('threshold', .5), ('band', None), ('meta', {})))
+    if not out: return evaluate(judged, threshold, bootstrap, band=band) | about
+    out = Path(out)
+    result, _ = leave_evaluation(out, root, judged, threshold, band, bootstrap, **about)
+    sections = {'Numbers': number_parts(out, result), 'Errors': error_parts(out, result), 'Checkpoint': [dict(text='What the weights say of themselves', pre=yaml.safe_dump(meta, sort_keys=False))]}
+    with atomic_write(out/'report.html') as f:
+        f.write(render('Real or generated?', out.resolve().name, answer(result), [dict(title=t, parts=p) for t, p in sections.items()], STANDIN if result['source'] == 'standin' else ''))
+    return result
+
+# %% ../nbs/11_report.ipynb #5a5bf125
+def compare_runs(
+    a, b,           # run folders, or folders left by `fakeface evaluate --out`
+    bootstrap=2000  # resamples
+):
+    "A table of two runs and a sentence on their difference: `(DataFrame, text)`. Raises `FaceError`."
+    results = [load_json(Path(r)/'metrics.json') for r in (a, b)]
+    c = compare(*(pd.read_csv(Path(r)/'predictions.csv') for r in (a, b)), [r['threshold'] for r in results], bootstrap)
+    table = pd.DataFrame({'accuracy': [f'{100 * v:.1f} %' for v in c['accuracy']], 'AUC': [f'{v:.4f}' for v in c['auc']], 'only this one right': [c['mcnemar'][k] for k in ('only_a', 'only_b')]}, index=[str(a), str(b)])
+    d, p = c['auc_difference'], c['mcnemar']['p']
+    return table, (f'{c["n"]} images judged by both. McNemar: p = {p:.2g}, ' + ('the accuracies differ.' if p < .05 else 'no difference of accuracy is shown.') +
+                   f' AUC differs by {d["value"]:+.4f} (95 % interval {d["low"]:+.4f} to {d["high"]:+.4f}).')
 
 # %% ../nbs/11_report.ipynb #8ef587d6
 def markdown(

@@ -11,7 +11,7 @@ from fakeface.cli import main, parser
 from fakeface.detector import COLUMNS, Detector
 from fakeface.model import load_checkpoint, save_checkpoint
 
-COMMANDS = ('predict', 'evaluate', 'run', 'audit', 'fetch', 'app', 'ship', 'try')
+COMMANDS = ('predict', 'evaluate', 'compare', 'run', 'audit', 'fetch', 'app', 'ship', 'try')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
                 number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
@@ -45,8 +45,9 @@ MORE = [  # made in this process, to save time
     ['predict', '{d}/photo.jpg', '--weights', '{d}/good.safetensors', '--device', 'gpu'],
     *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv')),
     ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
-    *(['evaluate', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['ship', '{d}/empty'],
-    ['evaluate', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '{d}/one', *WITH, '--json', '{d}/empty'],
+    *(['evaluate', '--data', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['ship', '{d}/empty'], ['compare', '{d}/empty', '{d}/none'],
+    ['evaluate', '--data', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '--data', '{d}/one', *WITH, '--out', '{d}/photo.jpg'],
+    ['evaluate', '--data', '{d}/one', *WITH, '--corrupt', 'jpg:50'], ['evaluate', '--data', '{d}/one', '--detector', 'nobody'], ['evaluate', '--data', '{d}/one', *WITH, '--detector', 'nobody'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
     *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
     *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],
@@ -95,7 +96,7 @@ def test_more_mistakes(args, world, tmp_path, monkeypatch, capsys):
     assert not listing(tmp_path) and listing(world) == before
 
 @pytest.mark.parametrize('args', [['frobnicate'], [], ['predict'], ['try'], ['run', '--resume'], ['run', '--frob'], ['app', '--port', 'abc'],
-                                  ['evaluate', 'x', '--split', 'all']], ids=name)
+                                  ['evaluate', '--data', 'x', '--split', 'all'], ['evaluate', 'x'], ['compare', 'x']], ids=name)
 def test_wrong_usage_is_code_2(args, capsys):
     with pytest.raises(SystemExit) as e: parser().parse_args(args)
     assert e.value.code == 2 and 'usage: fakeface' in capsys.readouterr().err
@@ -124,12 +125,12 @@ def test_doubt_is_said_and_counted(world, tmp_path, capsys):
     code, (out, err) = main(['predict', str(world/'photo.jpg'), str(world/'whole.tif'), *with_doubt, '--heatmaps', str(tmp_path/'heat')]), capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert code == 0 and [w[0] for w in lines] == ['uncertain'] * 2 and all(0 < float(w[1]) < 1 for w in lines) and len(list((tmp_path/'heat').iterdir())) == 2
-    assert err == '2 images: 0 fake, 0 real, 2 uncertain, 0 unreadable\n'
+    assert err == '2 images: 0 fake, 0 real, 2 uncertain, 0 not judged\n'
     assert main(['predict', str(world/'photo.jpg'), str(world/'broken.jpg'), *with_doubt, '--csv', str(tmp_path/'out.csv')]) == 0
-    assert capsys.readouterr().err.splitlines()[-1] == '2 images: 0 fake, 0 real, 1 uncertain, 1 unreadable'
+    assert capsys.readouterr().err.splitlines()[-1] == '2 images: 0 fake, 0 real, 1 uncertain, 1 not judged'
     with open(tmp_path/'out.csv', newline='') as f: assert [r['verdict'] for r in csv.DictReader(f)] == ['uncertain', '']
-    assert main(['evaluate', str(world/'one'), *with_doubt, '--json', str(tmp_path/'n.json')]) == 0
-    m = json.loads((tmp_path/'n.json').read_text())['metrics']
+    assert main(['evaluate', '--data', str(world/'one'), *with_doubt, '--out', str(tmp_path/'n')]) == 0
+    m = json.loads((tmp_path/'n'/'metrics.json').read_text())['metrics']
     assert (m['answered']['k'], m['answered']['n'], m['wrong_answers']['n'], m['accuracy']['n']) == (0, 16, 0, 16) and 'answered' in capsys.readouterr().out
 
 def test_verdicts_stand_in_columns(world, capsys):
@@ -182,10 +183,32 @@ def test_results_go_into_a_pipe(world, tmp_path, capsys):
     os.close(end)
 
 def test_evaluate(cli, world, tmp_path):
-    code, out, err = cli('evaluate', world/'one', '--weights', world/'good.safetensors', '--json', tmp_path/'n.json')
-    result = json.loads((tmp_path/'n.json').read_text())
+    code, out, err = cli('evaluate', '--data', world/'one', '--weights', world/'good.safetensors', '--out', tmp_path/'n')
+    result = json.loads((tmp_path/'n'/'metrics.json').read_text())
     assert code == 0 and 'Traceback' not in err and result['n'] == result['n_real'] == 16 and result['source'] == 'one'
     assert f'{result["metrics"]["specificity"]["value"]:.4f}' in out and '16 real' in out and 'auc' not in out  # one class is enough
+    page = (tmp_path/'n'/'report.html').read_text()
+    assert '16 images of &#39;one&#39;' in page and 'never seen' not in page and '<img' in page
+
+def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
+    with_weights, data = ['--weights', str(world/'good.safetensors'), '--device', 'cpu'], ['--data', str(world/'faces'), '--split', 'test']
+    for name, how in (('a', ''), ('b', 'scale:0.5+jpeg:30')): assert main(['evaluate', *data, *with_weights, '--corrupt', how, '--out', str(tmp_path/name)]) == 0
+    scores = [[float(r['p_fake']) for r in csv.DictReader(open(tmp_path/n/'predictions.csv', newline=''))] for n in 'ab']
+    assert len(scores[0]) == len(scores[1]) == 12 and max(abs(x - y) for x, y in zip(*scores)) > 1e-6
+    assert 'after scale:0.5+jpeg:30' in (tmp_path/'b'/'report.html').read_text()
+    capsys.readouterr()
+    assert main(['compare', str(tmp_path/'a'), str(tmp_path/'b')]) == 0 and '12 images judged by both' in capsys.readouterr().out
+
+def test_another_projects_detector(world, tmp_path, monkeypatch, capsys):
+    "A package with an entry point is all it takes."
+    (tmp_path/'theirs.py').write_text('def judge(paths): return [len(open(p, "rb").read()) % 7 / 7 for p in paths]\ndef wrong(paths): return [2.] * len(paths)\n')
+    (tmp_path/'theirs-1.dist-info').mkdir(); (tmp_path/'theirs-1.dist-info'/'METADATA').write_text('Name: theirs\nVersion: 1\n')
+    (tmp_path/'theirs-1.dist-info'/'entry_points.txt').write_text('[fakeface.detectors]\ntheirs = theirs:judge\nwrong = theirs:wrong\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(['evaluate', '--data', str(world/'faces'), '--split', 'test', '--detector', 'theirs', '--out', str(tmp_path/'out')]) == 0
+    for r in csv.DictReader(open(tmp_path/'out'/'predictions.csv', newline='')): assert float(r['p_fake']) == (world/'faces'/r['path']).stat().st_size % 7 / 7
+    assert main(['evaluate', '--data', str(world/'faces'), '--detector', 'wrong']) == 2 and 'one number from 0 to 1' in capsys.readouterr().err
+    assert main(['evaluate', '--data', str(world/'faces'), '--detector', 'nobody']) == 2 and 'theirs' in capsys.readouterr().err
 
 def test_audit(cli, world, tmp_path):
     shutil.copytree(world/'faces', tmp_path/'faces'); shutil.copyfile(world/'broken.jpg', tmp_path/'faces'/'test'/'fake'/'00000.jpg')
