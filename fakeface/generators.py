@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATISTICS', 'INK', 'set_paths', 'set_names', 'pick', 'facts', 'describe', 'aucs', 'judge_set', 'test_sets', 'share',
-           'summarise', 'shortcut', 'note', 'generators_table', 'by_caught', 'generators_text', 'shortcuts_table',
-           'plot_shares', 'plot_strips', 'plot_generators']
+           'summarise', 'shortcut', 'beaten', 'note', 'generators_table', 'by_caught', 'generators_text',
+           'shortcuts_table', 'plot_shares', 'plot_strips', 'plot_generators']
 
 # %% ../nbs/08_generators.ipynb #df0ac7aa
 import os
@@ -29,10 +29,14 @@ from .robustness import judge_copies
 def set_paths(
     text  # folders separated by spaces, or by the separator of PATH
 ):
-    "The data sets named, each once, as resolved `Path`s. Raises `FaceError` for one that is not there or is not a data set, before anything is judged."
-    names = [text] if Path(text).is_dir() else text.split(os.pathsep) if os.pathsep in text else text.split()
-    paths = list(dict.fromkeys(Path(n.strip()).expanduser().resolve() for n in names if n.strip()))
-    for p in paths: list_images(p, both=False)
+    "The data sets named, each once, as absolute `Path`s. Raises `FaceError` for one that is not there or is not a data set, before anything is judged."
+    names = [text] if os.path.isdir(text) else text.split(os.pathsep) if os.pathsep in text else text.split()
+    paths = list(dict.fromkeys(Path(os.path.abspath(os.path.expanduser(n.strip()))) for n in names if n.strip()))
+    try:
+        for p in paths: list_images(p, both=False)
+    except FaceError as e:
+        hint = f'; put {os.pathsep!r} between folders if a name holds a space' if len(names) > 1 and os.pathsep not in text else ''
+        raise FaceError(f'sets: {e}{hint}') from None
     return paths
 
 # %% ../nbs/08_generators.ipynb #d95b2c65
@@ -57,7 +61,7 @@ def pick(
     return files[files.path.isin(chosen)].reset_index(drop=True)
 
 # %% ../nbs/08_generators.ipynb #c7923ef6
-STATISTICS = dict(brightness='brightness', detail='high frequencies', kilobytes='file size', width='width', quality='JPEG quality')
+STATISTICS = dict(brightness='brightness', middle='brightness of the middle', detail='high frequencies', kilobytes='file size', width='width', quality='JPEG quality')
 
 def facts(
     root,  # data set
@@ -68,8 +72,10 @@ def facts(
         data = read_bytes(Path(root)/path, path)
         with opened(data, path) as lazy: quality, im = jpeg_quality(lazy), to_rgb(lazy)
     except ImageError as e: return dict(error=e.cause)
-    seen = properties(np.asarray(im).transpose(2, 0, 1)) if min(im.size) > 2 else dict(brightness=0., sharpness=0.)  # no Laplacian in so few pixels
-    return dict(error='', sha256=digest(data), brightness=seen['brightness'], detail=seen['sharpness'], kilobytes=len(data) / 1000, width=im.width, quality=quality)
+    x = np.asarray(im.resize((3, 3)) if min(im.size) < 3 else im).transpose(2, 0, 1)  # a Laplacian needs three pixels
+    (h, w), seen = x.shape[1:], properties(x)
+    middle = float(x[:, h//4:h - h//4, w//4:w - w//4].mean() / 255)
+    return dict(error='', sha256=digest(data), brightness=seen['brightness'], middle=middle, detail=seen['sharpness'], kilobytes=len(data) / 1000, width=im.width, quality=quality)
 
 # %% ../nbs/08_generators.ipynb #88d5a09f
 def describe(
@@ -125,7 +131,8 @@ def test_sets(
     d = describe(root, test[['path', 'label', 'generator', 'source', 'p_fake']], 'test images').assign(left_out=False)
     d.loc[d.error != '', 'p_fake'] = np.nan
     fakes, reals = d[d.label == 'fake'], d[d.label == 'real']
-    return [(f'{g or part.source.iloc[0]} (test)', pd.concat([part, reals[reals.source.isin(part.source)]], ignore_index=True)) for g, part in fakes.groupby('generator')]
+    beside = lambda part: pd.concat([part, reals[reals.source.isin(part.source)]], ignore_index=True)
+    return [(f'{g or part.source.iloc[0]} (test)', beside(part)) for g, part in fakes.groupby('generator')]
 
 # %% ../nbs/08_generators.ipynb #ce8e25fb
 def share(
@@ -148,8 +155,8 @@ def summarise(
     d = judged.dropna(subset='p_fake')
     fake, p = (d.label == 'fake').to_numpy(), d.p_fake.to_numpy()
     of = lambda true, which: share((true & which).sum(), which.sum())
-    row = dict(name=name, caught=of(p >= threshold, fake), uncertain=of((p >= band[0]) & (p < band[1]), fake), missed=of(p < band[0], fake), accused=of(p >= threshold, ~fake),
-               unreadable=int((judged.error != '').sum()), left_out=int(judged.left_out.sum()), auc=None, shortcuts={})
+    row = dict(name=name, caught=of(p >= threshold, fake), uncertain=of((p >= band[0]) & (p < band[1]), fake), missed=of(p < band[0], fake),
+               accused=of(p >= threshold, ~fake), unreadable=int((judged.error != '').sum()), left_out=int(judged.left_out.sum()), auc=None, shortcuts={})
     if fake.any() and not fake.all():
         numbers = d[['p_fake', *STATISTICS]].to_numpy(float)
         found = bootstrap_all(lambda y, s: dict(zip(['auc', *STATISTICS], aucs(y, s))), fake, numbers, bootstrap, seed)
@@ -164,6 +171,8 @@ def shortcut(
     far = {n: abs(a['value'] - .5) for n, a in row['shortcuts'].items() if not a['low'] <= .5 <= a['high']}
     return max(far, key=far.get) if far and max(far.values()) >= .1 else None
 
+def beaten(row, name): return abs(row['shortcuts'][name]['value'] - .5) >= abs(row['auc']['value'] - .5)  # the model by a statistic
+
 def note(
     row  # from `summarise`
 ):
@@ -171,8 +180,8 @@ def note(
     said, found = [], shortcut(row)
     if not row['accused']['n']: said.append('no real images in this set: false alarms and AUC cannot be told')
     if not row['caught']['n']: said.append('no fakes in this set: only false alarms can be told')
-    if found: said.append(f'{STATISTICS[found]} alone tells fakes from reals (AUC {row["shortcuts"][found]["value"]:.2f})')
-    if row['left_out']: said.append(f'{row["left_out"]} left out: the model was trained on them')
+    if found: said.append(f'shortcut: {STATISTICS[found]} alone has AUC {row["shortcuts"][found]["value"]:.2f}' + (', as far from 0.5 as the model or farther' * beaten(row, found)))
+    if row['left_out']: said.append(f'{row["left_out"]} left out: the model was trained or calibrated on them')
     if row['unreadable']: said.append(f'{row["unreadable"]} could not be opened')
     return '; '.join(said)
 
@@ -210,15 +219,24 @@ def shortcuts_table(
 # %% ../nbs/08_generators.ipynb #6a5d7f01
 INK = dict(fake='#D55E00', real='#0072B2')  # vermilion and blue
 
-def plot_shares(ax, y, row):
+def plot_shares(
+    ax,  # where to draw
+    y,   # height of the line
+    row  # from `summarise`
+):
     "Fakes caught and reals accused of one set with Wilson's intervals."
     for what, c, mark, dy in (('caught', 'fake', 'o', -.14), ('accused', 'real', 's', .14)):
         if row[what]['n']:
             ax.hlines(y + dy, row[what]['low'], row[what]['high'], color=INK[c], lw=2)
             ax.plot(row[what]['value'], y + dy, mark, color=INK[c], ms=6, mfc=INK[c] if c == 'fake' else 'white')
 
-def plot_strips(ax, y, judged, most=300):
-    "p_fake of one set as strips of ticks, at most `most` of each class: quantiles stand for more."
+def plot_strips(
+    ax,      # where to draw
+    y,       # height of the line
+    judged,  # from `judge_set`
+    most=300 # ticks of a class
+):
+    "p_fake of one set as strips of ticks; of more images than `most` the quantiles."
     for c, dy in (('fake', -.18), ('real', .18)):
         p = np.sort(judged.p_fake[judged.label == c].dropna().to_numpy())
         if len(p) > most: p = np.quantile(p, np.linspace(0, 1, most))
