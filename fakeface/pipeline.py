@@ -23,7 +23,7 @@ from .data import list_images
 from .model import pick_device
 
 # %% ../nbs/12_pipeline.ipynb #61b24ac0
-STEPS = ('01_data', '02_model', '03_train', '04_evaluate', '05_gradcam', '06_robustness', '11_report')
+STEPS = ('01_data', '02_model', '03_train', '04_evaluate', '05_gradcam', '06_robustness', '07_shortcuts', '08_generators', '09_explanations', '11_report')
 
 def section(step): return step.split('_', 1)[1]  # '03_train' -> 'train': its section in a profile
 
@@ -63,7 +63,7 @@ def check(
     raise FaceError(f'{what} {str(name)!r} is unknown' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(known)}'))
 
 # %% ../nbs/12_pipeline.ipynb #9bb5f7c8
-RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'evaluate.batch_size': 1, 'evaluate.bootstrap': 1, 'robustness.batch_size': 1, 'robustness.bootstrap': 1, 'gradcam.each': 1,
+RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, **{f'{s}.{n}': 1 for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations') for n in ('batch_size', 'bootstrap')},
           'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
           'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
           'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.band': (0, .5)}  # the least, or the least and the most
@@ -185,7 +185,8 @@ def prepare(
     if data: d['root'] = str(data)
     if needs_data and not d['root']:
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
-    for s in ('03_train', '04_evaluate', '06_robustness'): pick_device(settings[s]['device'])
+    for s in settings.values():
+        if 'device' in s: pick_device(s['device'])
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
     elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())

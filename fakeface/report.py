@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STANDIN', 'PAGE', 'FIGURES', 'answer', 'render', 'figure', 'table', 'error_parts', 'number_parts', 'robustness_parts',
-           'data_parts', 'origin_parts', 'build_report', 'external', 'ask', 'judge_folder', 'evaluate_folder',
-           'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'robustness_markdown', 'robustness_beside',
-           'fill']
+           'study_parts', 'data_parts', 'origin_parts', 'build_report', 'external', 'ask', 'judge_folder',
+           'evaluate_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'robustness_markdown',
+           'robustness_beside', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -25,6 +25,7 @@ from .data import audit, list_images, load_manifest, source_name
 from .evaluate import calibration_text, compare, evaluate, leave_evaluation, metrics_table, number, percent
 from .model import load_checkpoint
 from .robustness import flips_text
+from .shortcuts import shortcut_table
 
 # %% ../nbs/11_report.ipynb #0f1750bd
 STANDIN = ("These images are a generated stand-in: drawn faces, no photographs. The number shows that the pipeline works and that "
@@ -132,6 +133,21 @@ def robustness_parts(
     return [dict(text=f'{r["n"]} test images, each file corrupted before it is judged; the threshold stays. Intervals are 95 %.'),
             table(pd.DataFrame(r['table']), index=False), *(figure(run_dir, n, FIGURES[n]) for n in ('robustness', 'reliability')), dict(text=flips_text(r['flips']))]
 
+# %% ../nbs/11_report.ipynb #88d61177
+def study_parts(
+    run_dir  # of the run
+):
+    "What the studies of the trained model found, `{title: parts}`: shortcuts, generators, heatmaps."
+    s, g, e = (load_json(run_dir/f'{n}.json') for n in ('shortcuts', 'generators', 'explanations'))
+    drawn = 'Test images drawn at random from each kind of verdict. The warmer, the more evidence for the verdict given (Grad-CAM).'
+    tested = (f'Are such maps true? {e["n"]} test images. In brackets the difference to a random map with its 95 % interval. Deletion: area under the score as the most marked places are blurred; '
+              'insertion: as they are laid bare on a blurred image; ROAD: the same without the trace of the blur; then correlations with the map of the mirrored and of the compressed image, and of a model whose last stage has forgotten.')
+    return {'Content or history': [dict(text=s['verdict']), table(shortcut_table(s), index=False), figure(run_dir, 'shortcuts', 'What accuracy loses when histories are made equal')],
+            'Which generators': [dict(text=g['text']), table(pd.DataFrame(g['table']), index=False), figure(run_dir, 'generators', 'Fakes caught, and the scores, set by set')] +
+                                ([dict(text='What trivial statistics alone would tell apart (AUC; 0.5 is nothing):'), table(pd.DataFrame(g['shortcuts']), index=False)] if g['shortcuts'] else []),
+            'Where it looks': [dict(text=drawn), figure(run_dir, 'heatmaps', 'Images and heatmaps'), dict(text=tested), table(pd.DataFrame(e['table']), index=False),
+                               figure(run_dir, 'mean_maps', 'The mean face of each class and the mean evidence: red speaks for fake')]}
+
 # %% ../nbs/11_report.ipynb #96f112be
 def data_parts(
     run_dir  # of the run
@@ -158,9 +174,7 @@ def build_report(
     "Write `report.html` of a run; returns its path. Raises `FaceError` when the evaluation is missing."
     run_dir = Path(run_dir)
     result, history = load_json(run_dir/'metrics.json'), pd.read_csv(run_dir/'history.csv')
-    heat = 'Test images drawn at random from each kind of verdict. The warmer, the more evidence for the verdict given (Grad-CAM).'
-    sections = {'Numbers': number_parts(run_dir, result), 'Errors': error_parts(run_dir, result), 'Robustness': robustness_parts(run_dir),
-                'Where it looks': [dict(text=heat), figure(run_dir, 'heatmaps', 'Images and heatmaps')],
+    sections = {'Numbers': number_parts(run_dir, result), 'Errors': error_parts(run_dir, result), 'Robustness': robustness_parts(run_dir), **study_parts(run_dir),
                 'Training': [figure(run_dir, 'history', 'Loss and accuracy by epoch; the line marks the epoch that was kept'), table(history, index=False)],
                 'Data': data_parts(run_dir), 'How this was made': origin_parts(run_dir)}
     with atomic_write(run_dir/'report.html') as f:

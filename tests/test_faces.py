@@ -1,0 +1,146 @@
+"Faces in photographs: found, turned upright and cut out; crops are left alone, and what cannot be judged is refused."
+
+import io, os, tracemalloc, zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from matplotlib.cbook import get_sample_data
+from PIL import Image
+
+from fakeface.cli import main
+from fakeface.core import MAX_BYTES, ImageError, open_image, zip_images
+from fakeface.detector import Detector
+from fakeface.faces import MOST, SMALLEST, cut_out, draw_boxes, face_crops, find_faces, side, square
+from fakeface.model import fit_to
+from fakeface.standin import make_pair
+
+PHOTO = get_sample_data('grace_hopper.jpg', asfileobj=False)  # public domain; 512 x 600, a face of about 175 pixels
+
+@pytest.fixture(scope='module')
+def hopper(): return open_image(PHOTO)
+
+@pytest.fixture(scope='module')
+def crop(hopper): return cut_out(hopper, square(find_faces(hopper)[0]), 256).numpy()
+
+def resized(image, width): return cv2.resize(image.transpose(1, 2, 0), (width, round(image.shape[1] * width / image.shape[2])), interpolation=cv2.INTER_CUBIC).transpose(2, 0, 1)
+def turned(image, degrees): return np.asarray(Image.fromarray(image.transpose(1, 2, 0)).rotate(degrees, Image.Resampling.BICUBIC, expand=True)).transpose(2, 0, 1)
+def places(crop): return find_faces(np.asarray(crop))[0].points / crop.shape[-1]  # of eyes, nose and mouth, as shares of the side
+def tilt(points): return abs(np.degrees(np.arctan2(*(points[1] - points[0])[::-1])))  # of the line of the eyes
+def refused(image, why):
+    with pytest.raises(ImageError, match=why): face_crops(image, 256)
+
+def test_a_face_in_a_photograph(hopper):
+    (box, crop), = face_crops(hopper, 256)
+    x, y, w, h = box
+    assert crop.shape == (3, 256, 256) and crop.dtype == torch.uint8 and not crop.equal(fit_to(torch.from_numpy(hopper), 256))
+    assert 150 < w < 200 and 180 < h < 280 and 150 < x < 250 and 50 < y < 150  # where she looks at us from
+    (eye, other, *_), = (f.points for f in find_faces(crop.numpy()))
+    assert abs(eye[1] - other[1]) < 12 and eye[0] < 128 < other[0] and abs((eye[1] + other[1]) / 2 - 118) < 20  # level, and where FFHQ has them
+
+@pytest.mark.parametrize('degrees, left', [(-30, 10), (-15, 5), (15, 5), (30, 10)])
+def test_a_tilted_head_comes_out_upright(degrees, left, hopper, crop):
+    (_, again), = face_crops(tilted := turned(hopper, degrees), 256)
+    assert tilt(find_faces(tilted)[0].points) > 2 * left > 2 * tilt(places(again)) and np.abs(places(again) - places(crop)).max() < .1
+
+@pytest.mark.parametrize('orientation', [3, 6, 8])
+def test_a_camera_held_sideways(orientation, hopper):
+    back = {3: 180, 6: 90, 8: 270}[orientation]
+    exif = Image.Exif(); exif[0x112] = orientation
+    Image.fromarray(np.ascontiguousarray(turned(hopper, back).transpose(1, 2, 0))).save(out := io.BytesIO(), 'PNG', exif=exif)
+    assert np.array_equal(open_image(out.getvalue()), hopper)  # and so the face is found
+
+def test_no_face_and_tiny_faces_are_refused(hopper, crop):
+    refused(np.full((3, 300, 300), 128, np.uint8), 'no face found')
+    refused(np.zeros((3, 1, 1), np.uint8), 'no face found')
+    refused(np.random.default_rng(0).integers(0, 256, (3, 200, 200), np.uint8), 'no face found')
+    small = resized(hopper, 160)
+    refused(small, rf'too small to judge: \d+ pixels, {SMALLEST} are needed')
+    large = next(w for w in range(160, 513, 8) if side(square(find_faces(resized(hopper, w))[0])) >= SMALLEST)
+    assert len(face_crops(resized(hopper, large), 256)) == 1 and 180 < large < 260
+
+@pytest.mark.parametrize('size', [128, 256, 300])
+def test_a_crop_is_left_alone_bit_for_bit(size, crop):
+    for image in (crop, open_image(make_pair('test', 0, size=128)[0])):
+        (box, same), = face_crops(image, size)
+        assert box is None and same.equal(fit_to(torch.from_numpy(image), size)) and (size != image.shape[1] or np.array_equal(same, image))
+
+def test_two_faces_the_larger_first(hopper):
+    large = hopper[:, 50:450, 60:460]
+    small = np.pad(resized(large, 320), ((0, 0), (40, 40), (40, 40)), 'reflect')
+    for left, right in ((small, large), (large, small)):
+        both = np.ascontiguousarray(np.concatenate([left, right], 2))
+        (a, one), (b, two) = face_crops(both, 128)
+        assert a[2] * a[3] > 1.3 * b[2] * b[3] and (a[0] > 400) == (left is small) == (b[0] < 400)
+        assert np.abs(places(one) - places(two)).max() < .05  # each is cut by its own measure
+
+def test_a_small_face_beside_a_large_one_is_left_out(hopper):
+    large, tiny = hopper[:, 50:450, 60:460], np.pad(resized(hopper[:, 50:450, 60:460], 120), ((0, 0), (140, 140), (140, 140)), 'reflect')
+    assert len(find_faces(both := np.concatenate([large, tiny], 2))) >= 2 and len(face_crops(both, 128)) == 1
+
+def test_a_large_photograph(hopper):
+    wide = np.pad(resized(hopper, 2400), ((0, 0), (0, 0), (0, 1600)), 'reflect')  # 4000 across
+    (box, crop), *_ = sorted(face_crops(wide, 256), key=lambda f: f[0][0])
+    assert wide.shape[2] == 4000 and np.allclose(np.divide(box, 2400 / 512), find_faces(hopper)[0].box, atol=8)
+    assert np.abs(places(crop) - places(face_crops(hopper, 256)[0][1])).max() < .05
+
+def test_a_crowd_is_bounded(crop):
+    crowd = np.tile(resized(crop, 128), (1, 8, 8))  # 64 of them
+    assert len(find_faces(crowd)) == MOST == 50 and len(face_crops(resized(crowd, 1600), 64)) == MOST
+
+def test_boxes_are_drawn_around_faces(hopper):
+    (x, y, w, h), = boxes = [f.box for f in find_faces(hopper)]
+    drawn, plain = draw_boxes(hopper, boxes), hopper.transpose(1, 2, 0)
+    changed = (drawn != plain).any(2)
+    assert changed[round(y), round(x):round(x + w)].all() and changed[round(y):round(y + h), round(x)].all() and not changed[round(y) + 40:round(y + h) - 9, round(x) + 40:round(x + w) - 9].any()
+    assert max(draw_boxes(hopper, boxes, 300).shape) == 300 and np.array_equal(draw_boxes(hopper, []), plain) and hopper.flags.writeable
+
+def test_threads_do_not_disturb_each_other(hopper, checkpoint):
+    "The finder remembers the last image's size, and heatmaps need gradients."
+    detector, images = Detector.load(checkpoint, 'cpu'), [('x', resized(hopper, 300 + 40 * i)) for i in range(6)]
+    def judge(i): return detector.explain(images[i % 6:i % 6 + 1], ('gradcam', 'layercam', 'hirescam')[i % 3])[0]
+    alone = [judge(i) for i in range(6)]
+    with ThreadPoolExecutor(10) as pool: together = list(pool.map(judge, range(18)))
+    for i, v in enumerate(together):
+        assert v.box == alone[i % 6].box and v.p_fake == pytest.approx(alone[i % 6].p_fake, abs=1e-5) and np.allclose(v.heatmap, alone[i % 6].heatmap, atol=1e-3)
+
+def test_real_crops_are_found_and_left_alone(photographs):
+    paths = [p for c in ('real', 'fake') for p in sorted((photographs/'140k-subset'/'valid'/c).iterdir())[:20]]
+    crops = [face_crops(open_image(p), 256) for p in paths]  # raises where there is no face
+    assert len(paths) == 40 and all(len(c) == 1 and c[0][0] is None and c[0][1].equal(fit_to(torch.from_numpy(open_image(p)), 256)) for c, p in zip(crops, paths))
+
+# --- through the command and from archives ---
+
+def test_predict_names_the_face(checkpoint, tmp_path, capsys, hopper):
+    Image.fromarray(np.ascontiguousarray(np.concatenate([hopper[:, 50:450, 60:460]] * 2, 2).transpose(1, 2, 0))).save(tmp_path/'two.png')
+    (tmp_path/'crop.jpg').write_bytes(make_pair('test', 0, size=128)[0]); Image.new('RGB', (200, 200)).save(tmp_path/'wall.png')
+    detector, files = Detector.load(checkpoint, 'cpu'), [str(PHOTO), *(str(tmp_path/n) for n in ('two.png', 'crop.jpg', 'wall.png'))]
+    for options, whole in (([], False), (['--whole'], True)):
+        assert main(['predict', *files, '--weights', str(checkpoint), '--device', 'cpu', *options]) == 0
+        out, err = capsys.readouterr()
+        vs = [v for v in detector.predict(files, whole=whole) if v.verdict]
+        assert out.splitlines() == [f'{v.verdict:9}  {v.p_fake:.3f}  {v.path}' + (f', face {v.face}' if v.face else '') for v in vs]
+        assert [v.face for v in vs] == ([0] * 4 if whole else [1, 1, 2, 0]) and ('no face found' in err) != whole
+    assert main(['predict', files[-1], '--weights', str(checkpoint), '--device', 'cpu']) == 2 and 'no face found' in capsys.readouterr().err
+
+def test_one_heatmap_for_each_face(checkpoint, tmp_path, capsys, hopper):
+    assert main(['predict', str(PHOTO), '--weights', str(checkpoint), '--device', 'cpu', '--heatmaps', str(tmp_path/'heat'), '--csv', str(tmp_path/'out.csv'), '--method', 'layercam']) == 0
+    picture, = (tmp_path/'heat').iterdir()
+    assert np.array_equal(np.asarray(Image.open(picture)), Detector.load(checkpoint, 'cpu').explain(PHOTO, 'layercam')[0].overlay())
+    assert (tmp_path/'out.csv').read_text().splitlines()[1].startswith(f'{PHOTO},1,0.')
+
+def test_a_zip_bomb_costs_no_more_than_a_large_file(checkpoint):
+    with zipfile.ZipFile(out := io.BytesIO(), 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+        with z.open('bomb.jpg', 'w') as f:
+            for _ in range(400): f.write(bytes(2**20))
+        z.writestr('face.jpg', make_pair('test', 0, size=128)[0])
+    assert len(out.getvalue()) < 3e6
+    detector = Detector.load(checkpoint, 'cpu')
+    tracemalloc.start()
+    bomb, good = detector.predict(zip_images(out.getvalue(), 'x.zip'))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bomb.path == 'x.zip/bomb.jpg' and 'larger than 64 MB' in bomb.error and good.verdict and not good.error
+    assert peak < 3.5 * MAX_BYTES  # the entry has 400 MB
