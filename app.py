@@ -102,11 +102,12 @@ def judge(detector, how, items):
         bar.empty()
     return {i[0]: known[how, i[0]] for i in items}
 
-def explained(detector, how, item, method):
+def explained(detector, how, band, item, method):
     "Verdicts of one image with heatmaps; the last few are kept."
-    kept, key = st.session_state.setdefault('heatmaps', {}), (how, item[0], method)
+    kept, key = st.session_state.setdefault('heatmaps', {}), (how, band, item[0], method)
     if key not in kept:
-        kept[key] = detector.explain([(item[1], item[3])], method, whole=how[1])
+        threshold = min(max(detector.threshold, band[0]), band[1])  # a heatmap speaks for the verdict that is shown
+        kept[key] = Detector(detector.model, detector.meta | dict(threshold=threshold, band=band), detector.device).explain([(item[1], item[3])], method, whole=how[1])
         for k in list(kept)[:-4]: del kept[k]
     return kept[key]
 
@@ -121,7 +122,7 @@ def png(pixels):
 def card(v, opacity):
     "One face in full."
     with st.container(border=True):
-        st.subheader(f'{MARK[v.verdict]} {SAYS[v.verdict].capitalize()}', anchor=False)
+        st.subheader(f'{MARK[v.verdict]} {SAYS[v.verdict][0].upper()}{SAYS[v.verdict][1:]}', anchor=False)
         st.text(v.path + (f', face {v.face}' if v.face else ''))
         if v.error: st.text(f'Reason: {v.error}'); return
         st.progress(v.p_fake, f'Probability that it was generated: {percent(v.p_fake)}')
@@ -134,7 +135,7 @@ def card(v, opacity):
 
 def image_page(detector, how, band, item, method):
     "One image: each face, and the photograph with boxes that tell which is which."
-    verdicts = decided(explained(detector, how, item, method), band)
+    verdicts = explained(detector, how, band, item, method)
     boxes = [v.box for v in verdicts if v.box]
     def photograph(): st.image(draw_boxes(open_image(item[3]()), boxes, 640), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
     if len(boxes) > 1: photograph()

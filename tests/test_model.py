@@ -194,12 +194,12 @@ def test_doubt_begins_and_ends_with_the_band(drawn):
     assert [decide(p, .3, .7) for p in (.1, np.nextafter(.3, 0), .3, .5, np.nextafter(.7, 0), .7, .9)] == ['real'] * 2 + ['uncertain'] * 3 + ['fake'] * 2
     assert [decide(p, .5, .5) for p in (np.nextafter(.5, 0), .5)] == ['real', 'fake']  # no band, no doubt
     model, _ = build_model('random', seed=1); paths = sorted(drawn.rglob('*.jpg'))[:12]
-    p = sorted(v.p_fake for v in Detector(model, metadata(size=64), 'cpu').predict(paths))
+    p = sorted(v.p_fake for v in Detector(model, metadata(size=64), 'cpu').predict(paths, whole=True))
     low, high = p[3], p[8]
-    verdicts = Detector(model, metadata(size=64, threshold=(low + high) / 2, band=(low, high)), 'cpu').explain(paths)
+    verdicts = Detector(model, metadata(size=64, threshold=(low + high) / 2, band=(low, high)), 'cpu').explain(paths, whole=True)
     assert low < high and sorted((v.p_fake, v.verdict) for v in verdicts) == list(zip(p, ['real'] * 3 + ['uncertain'] * 5 + ['fake'] * 4))
     assert all(v.heatmap is not None and not v.error for v in verdicts)
-    assert {v.verdict for v in Detector(model, metadata(size=64, threshold=.5), 'cpu').predict(paths)} <= {'fake', 'real'}
+    assert {v.verdict for v in Detector(model, metadata(size=64, threshold=.5), 'cpu').predict(paths, whole=True)} <= {'fake', 'real'}
 
 def test_the_heatmap_speaks_for_the_verdict():
     "Here every place speaks for real and none for fake, whatever the bias makes of it."
@@ -207,5 +207,5 @@ def test_the_heatmap_speaks_for_the_verdict():
     torch.nn.init.zeros_(model.fc.weight); torch.nn.init.ones_(model.fc.weight[REAL])
     for bias, verdict, warmest in ((1e4, 'fake', 0), (-1e4, 'real', 1)):
         model.fc.bias.data = torch.tensor([bias, 0.])
-        v, = Detector(model, metadata(size=64), 'cpu').explain(np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8))
+        v, = Detector(model, metadata(size=64), 'cpu').explain(np.random.default_rng(0).integers(0, 256, (3, 64, 64), np.uint8), whole=True)
         assert (v.verdict, v.heatmap.max()) == (verdict, pytest.approx(warmest))

@@ -134,7 +134,7 @@ def test_copies_get_the_score_that_the_detector_gives_their_files(drawn, manifes
     assert tuple(scores.columns) == copies and len(scores) == 6
     for c in copies:
         for i, p in enumerate(few.path): Image.fromarray(corrupt(open_image(drawn/p, p), c).permute(1, 2, 0).numpy()).save(tmp_path/f'{i}.png')
-        seen = [v.p_fake for v in Detector(model, meta, 'cpu').predict([tmp_path/f'{i}.png' for i in range(6)])]
+        seen = [v.p_fake for v in Detector(model, meta, 'cpu').predict([tmp_path/f'{i}.png' for i in range(6)], whole=True)]
         assert scores[c].tolist() == pytest.approx(seen, abs=1e-5)
     assert len({tuple(scores[c].round(6)) for c in copies}) == 3
 
@@ -177,9 +177,9 @@ def test_flips_are_what_the_verdicts_say(seed):
 
 def test_every_lever_can_be_pulled():
     common, known = levers()
-    assert 'robust' in known and not known['robust']['set']
+    assert 'robust' in known and not known['robust']['set'] and {v.get('data') for v in known.values()} == {None, 'alike', 'simulated'}
     content = {k: v for k, v in load_profile('140k').items() if k != 'needs_data'}
-    settings = {n: resolve(content, [f'{k}={v}' for k, v in (common | lever['set']).items()]) for n, lever in known.items()}
+    settings = {n: resolve(content, [f'{k}={v}' for k, v in (common | lever['set']).items()]) for n, lever in known.items() if 'set' in lever}
     assert all(lever['why'] for lever in known.values())
     for n in settings: assert (settings[n] == settings['robust']) == (n == 'robust'), n  # each moves something
 
