@@ -121,7 +121,7 @@ def test_numbers_agree_with_each_other(runs):
     assert meta['manifest_sha256'] == hashlib.sha256((d/'manifest.csv').read_bytes()).hexdigest() and meta['source'] == metrics['source'] == 'standin'
     again = evaluate(predictions, meta['threshold'], 30)
     assert again['confusion'] == metrics['confusion'] and again['metrics']['auc']['value'] == pytest.approx(metrics['metrics']['auc']['value'])
-    judged = Detector.load(d/'model.safetensors', 'cpu').predict([Path(json.loads((d/'data.json').read_text())['root'])/p for p in predictions.path])
+    judged = Detector.load(d/'model.safetensors', 'cpu').predict([Path(json.loads((d/'data.json').read_text())['root'])/p for p in predictions.path], whole=True)
     assert [v.p_fake for v in judged] == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)  # the detector judges as the evaluation did
 
 def test_the_operating_point_comes_from_the_validation_images_and_their_copies(runs):

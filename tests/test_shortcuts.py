@@ -145,7 +145,7 @@ def test_c_is_the_one_that_the_validation_images_prefer():
     chosen = {name: learn_spectrum(x, y, columns(yv, *holds), yv, (1e-5, 1.)) for name, holds in dict(strong=(8, 0), weak=(0, .2)).items()}
     assert {n: c for n, (_, c) in chosen.items()} == dict(strong=1., weak=1e-5)
     weight = {n: abs(svm[-1].coef_[0]) for n, (svm, _) in chosen.items()}
-    assert weight['strong'][0] / weight['strong'].sum() > 2 * weight['weak'][0] / weight['weak'].sum()  # and the SVM is the one of that C
+    assert weight['strong'][0] / weight['strong'].sum() > 1.5 * weight['weak'][0] / weight['weak'].sum()  # and the SVM is the one of that C
 
 # --- alterations ---
 
