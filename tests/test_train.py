@@ -138,7 +138,7 @@ def test_it_learns_which_class_is_which(tmp_path):
     model, _ = build_model('random')
     images, opt = Faces(tmp_path, manifest, 40), make_optimizer(model, lr=1e-3)
     fit(model, loader(images, 8, True), loader(images, 8), opt, make_schedule(opt, 'constant'), epochs=5)
-    verdicts = Detector(model, metadata(size=40), 'cpu').predict([(p, tmp_path/p) for p in manifest.path])
+    verdicts = Detector(model, metadata(size=40), 'cpu').predict([(p, tmp_path/p) for p in manifest.path], whole=True)
     assert [v.verdict for v in verdicts] == manifest.label.tolist() and min(v.p_fake for v in verdicts[:16]) > .5 > max(v.p_fake for v in verdicts[16:])
 
 @pytest.mark.parametrize('batch_size', [8, 32], ids=['in a batch', 'in the last batch'])
