@@ -11,15 +11,15 @@ from PIL import Image
 from starlette.formparsers import MultiPartParser
 
 from fakeface.core import MAX_BYTES, SUFFIXES, FaceError, ImageError, open_image, zip_images
-from fakeface.detector import METHODS, SAYS, Detector, Verdict, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives
+from fakeface.detector import METHODS, SAYS, Detector, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives
 from fakeface.evaluate import wilson
 from fakeface.faces import draw_boxes
 from fakeface.report import FIGURES
 
 MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
 MARK = {'fake': '▲', 'real': '●', 'uncertain': '◆', '': '–'}  # a shape beside the word, so that nothing is told by colour
-MEANS = {'fake': 'The score is one that hardly any photograph of the validation images reached. That is evidence, not proof.',
-         'real': 'The model found hardly any trace of the generators that it knows. It does **not** know all of them: most faces of diffusion models pass as real.',
+MEANS = {'fake': 'The score reaches the setting from which a face is called AI-generated; beside that setting stands how many real photographs reach it, too. It is evidence, not proof.',
+         'real': 'The model found too little trace of the generators that it knows. It does **not** know all of them: most faces of diffusion models pass as real.',
          'uncertain': 'The score lies where the model is wrong too often to give an answer.'}
 SOURCES = ('Files', 'Folder', 'Camera', 'Examples')
 

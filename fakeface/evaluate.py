@@ -21,7 +21,7 @@ from sklearn.metrics import (auc, average_precision_score, brier_score_loss, con
 from tqdm import tqdm
 
 from .core import *
-from .data import inspect_image
+from .data import jpeg_quality
 from .faces import find_faces, side, square
 
 # %% ../nbs/04_evaluate.ipynb #294591bf
@@ -269,9 +269,11 @@ def look(
     path   # of the image, relative to it
 ):
     "`properties` of a file with its kilobytes, JPEG quality and, if a face is found, the share of the image's side that the face's square takes."
-    image, facts = open_image(Path(root)/path, path), inspect_image(root, path)
+    data = read_bytes(Path(root)/path, path)
+    with opened(data, path) as lazy: quality = jpeg_quality(lazy)
+    image = open_image(data, path)
     faces = find_faces(image)
-    return properties(image) | dict(kilobytes=facts['bytes'] / 1000, quality=facts['quality'], face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan)
+    return properties(image) | dict(kilobytes=len(data) / 1000, quality=quality, face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan)
 
 # %% ../nbs/04_evaluate.ipynb #4a9356ce
 def compare_errors(

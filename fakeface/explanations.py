@@ -109,9 +109,12 @@ def correlations(
 
 # %% ../nbs/09_explanations.ipynb #73057894
 def examine(
-    model, images, normalize=True, seed=0
+    model,          # ResNet18
+    images,         # uint8 (N, 3, H, W)
+    normalize=True, # see `to_input`
+    seed=0          # of random maps and forgotten weights
 ):
-    "Every test of every method on a batch of uint8 images (N, 3, H, W): DataFrame with a row an image and method."
+    "Every test of every method on a batch of images: DataFrame with a row an image and method."
     target, maps = all_maps(model, images, normalize, seed)
     mirrored = {k: m[:, :, ::-1] for k, m in all_maps(model, np.ascontiguousarray(images[..., ::-1]), normalize, seed + 1)[1].items()}
     pressed = all_maps(model, torch.stack([jpeg(torch.from_numpy(i), 75) for i in images]).numpy(), normalize, seed + 2)[1]

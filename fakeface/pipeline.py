@@ -20,6 +20,7 @@ from traitlets.config import Config
 from .core import *
 from .corrupt import parse
 from .data import list_images
+from .generators import set_paths
 from .model import pick_device
 
 # %% ../nbs/12_pipeline.ipynb #61b24ac0
@@ -187,6 +188,7 @@ def prepare(
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
+    g = settings['08_generators']; g['sets'] = os.pathsep.join(map(str, set_paths(g['sets'])))  # now, not after the training
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
     elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())

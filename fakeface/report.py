@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STANDIN', 'PAGE', 'FIGURES', 'answer', 'render', 'figure', 'table', 'error_parts', 'number_parts', 'robustness_parts',
-           'study_parts', 'data_parts', 'origin_parts', 'build_report', 'external', 'ask', 'judge_folder',
-           'evaluate_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'robustness_markdown',
-           'robustness_beside', 'fill']
+           'study_parts', 'data_parts', 'checkpoint_part', 'origin_parts', 'build_report', 'external', 'ask',
+           'judge_folder', 'evaluate_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown',
+           'robustness_markdown', 'robustness_beside', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -158,13 +158,20 @@ def data_parts(
     return parts + ([dict(text=f'{len(passed)} images were passed over:'), table(passed.head(50), index=False)] if len(passed) else [])
 
 # %% ../nbs/11_report.ipynb #6a03212c
+def checkpoint_part(
+    meta  # of a checkpoint
+):
+    "What the weights say of themselves, as part of a section; lists of numbers on few lines."
+    return dict(text='Checkpoint', pre=yaml.safe_dump(meta, sort_keys=False, default_flow_style=None, width=140))
+
+# %% ../nbs/11_report.ipynb #22369586
 def origin_parts(
     run_dir  # of the run
 ):
     "Settings, environment and checkpoint, word for word."
     files = {n: run_dir/f for n, f in (('Settings', 'config.yaml'), ('Environment', 'environment.json')) if (run_dir/f).is_file()}
     meta = load_checkpoint(run_dir/'model.safetensors')[1]
-    return [dict(text=n, pre=p.read_text(encoding='utf-8')) for n, p in files.items()] + [dict(text='Checkpoint', pre=yaml.safe_dump(meta, sort_keys=False))]
+    return [dict(text=n, pre=p.read_text(encoding='utf-8')) for n, p in files.items()] + [checkpoint_part(meta)]
 
 # %% ../nbs/11_report.ipynb #c47088fa
 def build_report(
@@ -198,10 +205,11 @@ def ask(
 ):
     "p_fake of every file: float array (N,). Raises `FaceError` when the answer is not one number from 0 to 1 for each."
     with tempfile.TemporaryDirectory() as d:
+        paths = list(paths)
         for i, p in enumerate(paths if copy else ()):
             paths[i] = Path(d)/f'{i:06d}.png'
             Image.fromarray(corrupt(open_image(p), copy).permute(1, 2, 0).numpy()).save(paths[i])
-        p = np.asarray(function(list(paths)), float)
+        p = np.asarray(function(paths), float)
     if p.shape != (len(paths),) or not ((p >= 0) & (p <= 1)).all(): raise FaceError(f'the detector must return one number from 0 to 1 for each of {len(paths)} paths')
     return p
 
@@ -241,7 +249,7 @@ def evaluate_folder(
     if not out: return evaluate(judged, threshold, bootstrap, band=band) | about
     out = Path(out)
     result, _ = leave_evaluation(out, root, judged, threshold, band, bootstrap, **about)
-    sections = {'Numbers': number_parts(out, result), 'Errors': error_parts(out, result), 'Checkpoint': [dict(text='What the weights say of themselves', pre=yaml.safe_dump(meta, sort_keys=False))]}
+    sections = {'Numbers': number_parts(out, result), 'Errors': error_parts(out, result), 'Checkpoint': [checkpoint_part(meta)]}
     with atomic_write(out/'report.html') as f:
         f.write(render('Real or generated?', out.resolve().name, answer(result), [dict(title=t, parts=p) for t, p in sections.items()], STANDIN if result['source'] == 'standin' else ''))
     return result

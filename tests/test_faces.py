@@ -61,6 +61,14 @@ def test_no_face_and_tiny_faces_are_refused(hopper, crop):
     large = next(w for w in range(160, 513, 8) if side(square(find_faces(resized(hopper, w))[0])) >= SMALLEST)
     assert len(face_crops(resized(hopper, large), 256)) == 1 and 180 < large < 260
 
+def test_what_was_looked_at_before_leaves_nothing(hopper):
+    "Images of up to 32 pixels once got faces out of memory that nobody had written."
+    before = [(f.box, f.score) for f in find_faces(hopper)]
+    for i in range(300):
+        find_faces(hopper[:, :100 + i, :150 + i])
+        assert not find_faces(np.zeros((3, 1 + i % 32, 1 + i % 31), np.uint8))
+    assert [(f.box, f.score) for f in find_faces(hopper)] == before
+
 @pytest.mark.parametrize('size', [128, 256, 300])
 def test_a_crop_is_left_alone_bit_for_bit(size, crop):
     for image in (crop, open_image(make_pair('test', 0, size=128)[0])):
