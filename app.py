@@ -114,10 +114,14 @@ def explained(detector, how, band, item, method):
 # --- what is shown ---
 # File names and causes come from strangers: `st.text`, `alt` and table cells show them as they are, every other element would read them as Markdown.
 
-def png(pixels):
-    "uint8 (H, W, 3) as the bytes of a PNG."
-    Image.fromarray(pixels).save(out := io.BytesIO(), 'PNG')
+def encoded(pixels, format='PNG'):
+    "uint8 (H, W, 3) as the bytes of an image file."
+    Image.fromarray(pixels).save(out := io.BytesIO(), format, quality=95)
     return out.getvalue()
+
+def inline(pixels):
+    "uint8 (H, W, 3) within the page itself: Streamlit forgets a file once a rerun no longer shows it, while a slow browser may still be fetching it."
+    return data_url(encoded(pixels, 'JPEG'))
 
 def card(v, opacity):
     "One face in full."
@@ -129,15 +133,15 @@ def card(v, opacity):
         st.markdown(MEANS[v.verdict])
         if v.image is None: return
         seen, why = st.columns(2, wrap=False)
-        seen.image(v.image.transpose(1, 2, 0), 'What the model saw', width='stretch', alt=f'{v.path} as the model saw it')
-        why.image(v.overlay(opacity), 'Where it found evidence' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
-        st.download_button('Download the heatmap', png(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
+        seen.image(inline(v.image.transpose(1, 2, 0)), 'What the model saw', width='stretch', alt=f'{v.path} as the model saw it')
+        why.image(inline(v.overlay(opacity)), 'Where it found evidence' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
+        st.download_button('Download the heatmap', encoded(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
 
 def image_page(detector, how, band, item, method):
     "One image: each face, and the photograph with boxes that tell which is which."
     verdicts = explained(detector, how, band, item, method)
     boxes = [v.box for v in verdicts if v.box]
-    def photograph(): st.image(draw_boxes(open_image(item[3]()), boxes, 640), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
+    def photograph(): st.image(inline(draw_boxes(open_image(item[3]()), boxes, 640)), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
     if len(boxes) > 1: photograph()
     opacity = st.session_state.get('opacity', 60) / 100
     for v in verdicts: card(v, opacity)
@@ -160,8 +164,8 @@ def summary(items, verdicts):
         'Face': st.column_config.ImageColumn(width='small'), 'File': st.column_config.TextColumn(width='medium'),
         'Generated': st.column_config.NumberColumn(format='%.2f %%', help='Probability that the face was generated')})
     csv, page = st.columns(2)
-    csv.download_button('Download as CSV', lambda: as_csv(v for _, v in rows), 'verdicts.csv', 'text/csv', on_click='ignore', width='stretch')
-    page.download_button('Download as HTML', lambda: Verdicts(v for _, v in rows).page(), 'verdicts.html', 'text/html', on_click='ignore', width='stretch')
+    csv.download_button('Download as CSV', as_csv(v for _, v in rows), 'verdicts.csv', 'text/csv', on_click='ignore', width='stretch')
+    page.download_button('Download as HTML', Verdicts(v for _, v in rows).page(), 'verdicts.html', 'text/html', on_click='ignore', width='stretch')
     chosen = picked.selection.rows
     return rows[chosen[0]][0] if chosen and chosen[0] < len(rows) else None
 
