@@ -168,13 +168,14 @@ def sample(
     counts,        # {'train': n, 'valid': n, 'test': n}: at most this many images, half of each class; 0: all that balance allows
     seed=42,       # of the order
     near=24,       # see `take`
+    share=0.15,    # see `fill_splits`
     generator='',  # what made the fakes, '' when unknown
     source=''      # name of the data set; the folder's name by default
 ):
     "Balanced, seeded, leak-free sample: `(manifest, passed)`, DataFrames of the images taken and of those passed over with the reason."
     if odd := [f'n_{s}={n}' for s, n in counts.items() if n < 0 or n == 1]:
         raise FaceError(f'{odd[0]}: name at least two images, one of each class, or 0 for all that balance allows')
-    files, source = fill_splits(list_images(root), seed), source or source_name(root)
+    files, source = fill_splits(list_images(root), seed, share), source or source_name(root)
     rows, passed, seen, known = [], [], {}, np.empty((0, 4), np.uint64)
     with tqdm(desc='reading images', unit=' images') as bar:
         for split in ('test', 'valid', 'train'):

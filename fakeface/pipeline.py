@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'RANGES', 'WORDS', 'section', 'defaults', 'profiles', 'load_profile', 'check', 'within', 'typed', 'resolve',
-           'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare', 'run_settings', 'run_name', 'run']
+           'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare', 'run_settings', 'run_steps', 'run_name',
+           'run']
 
 # %% ../nbs/12_pipeline.ipynb #abb345b8
 import ast, difflib, os, sys, tempfile
@@ -21,7 +22,7 @@ from .core import *
 from .corrupt import parse
 from .data import list_images
 from .generators import set_paths
-from .model import pick_device
+from .model import load_checkpoint, pick_device
 
 # %% ../nbs/12_pipeline.ipynb #61b24ac0
 STEPS = ('01_data', '02_model', '03_train', '04_evaluate', '05_gradcam', '06_robustness', '07_shortcuts', '08_generators', '09_explanations', '11_report')
@@ -65,7 +66,7 @@ def check(
 
 # %% ../nbs/12_pipeline.ipynb #9bb5f7c8
 RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, **{f'{s}.{n}': 1 for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations') for n in ('batch_size', 'bootstrap')},
-          'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
+          'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
           'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
           'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.band': (0, .5)}  # the least, or the least and the most
 WORDS = {'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
@@ -161,11 +162,13 @@ def run_step(
 
 # %% ../nbs/12_pipeline.ipynb #001092d0
 def new_run_dir(
-    out,     # where runs are kept
-    profile  # name of the profile
+    out,          # where runs are kept
+    profile,      # name of the profile
+    folder=None   # of the run itself
 ):
-    "A fresh folder `<utc>-<profile>` in `out`, made now."
-    path = Path(out)/f'{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(profile).stem}'
+    "A fresh folder, by default `<utc>-<profile>` in `out`, made now."
+    path = Path(folder or Path(out)/f'{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(profile).stem}')
+    if folder and path.exists(): raise FaceError(f'{path}: is there already; name a new folder')
     try: path.mkdir(parents=True)
     except FileExistsError: raise FaceError(f'{path}: another run started in the same second; try again') from None
     except OSError as e: raise FaceError(f'{path}: cannot be made ({e.strerror})') from None
@@ -176,9 +179,12 @@ def prepare(
     profile,   # name or path
     data=None, # data set; None: what the profile says
     out='runs',# where runs are kept
-    sets=()    # settings that override the profile
+    sets=(),   # settings that override the profile
+    weights=None, # a finished checkpoint: it is examined, and nothing is trained
+    folder=None   # of the run; None: a new one in `out`
 ):
     "Check everything that can be checked, then make the run folder with `config.yaml` and `environment.json`; returns its path."
+    if weights: load_checkpoint(weights)
     content = load_profile(profile)
     needs_data = content.pop('needs_data', False)
     settings = resolve(content, sets)
@@ -195,8 +201,10 @@ def prepare(
     if (w := m['weights']) not in ('imagenet', 'random'):
         if not Path(w).is_file(): raise FaceError(f'model.weights={w}: no such file; name imagenet, random or a weights file')
         m['weights'] = str(Path(w).resolve())
-    run_dir = new_run_dir(out, profile)
-    with atomic_write(run_dir/'config.yaml') as f: yaml.safe_dump(dict(profile=Path(profile).stem, settings=settings), f, sort_keys=False)
+    run_dir = new_run_dir(out, profile, folder)
+    with atomic_write(run_dir/'config.yaml') as f: yaml.safe_dump(dict(profile=Path(profile).stem, settings=settings, trains=not weights), f, sort_keys=False)
+    if weights:
+        with atomic_write(run_dir/'model.safetensors', 'wb') as f: f.write(Path(weights).read_bytes())
     save_json(run_dir/'environment.json', environment() | dict(seed=settings['03_train']['seed']))
     return run_dir
 
@@ -212,6 +220,14 @@ def run_settings(
     if not isinstance(settings, dict) or {s: set(v) for s, v in settings.items()} != {s: set(defaults(s)) - {'run_dir'} for s in STEPS}:
         raise FaceError(f'{path}: its settings are not those of this version; start a new run')
     return settings
+
+# %% ../nbs/12_pipeline.ipynb #37f4c381
+def run_steps(
+    run_dir  # of a run
+):
+    "The steps of a run: all, or without the training when its weights were given."
+    trains = yaml.safe_load((Path(run_dir)/'config.yaml').read_text(encoding='utf-8')).get('trains', True)
+    return STEPS if trains else tuple(s for s in STEPS if s not in ('02_model', '03_train'))
 
 # %% ../nbs/12_pipeline.ipynb #5fb01f1c
 def run_name(
@@ -229,10 +245,10 @@ def run(
 ):
     "Execute the steps that are not complete yet; returns the path of the report. Raises `FaceError` when `run_dir` is not a run."
     run_dir, settings = Path(run_dir).resolve(), run_settings(run_dir)
-    keys, done = step_keys(settings), load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}
-    for i, s in enumerate(STEPS[:STEPS.index(until) + 1]):
-        if done.get(s) == keys[s]: say(f'[{i + 1}/{len(STEPS)}] {s}: complete, skipped'); continue
-        say(f'[{i + 1}/{len(STEPS)}] {s}')
+    keys, done, steps = step_keys(settings), load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}, run_steps(run_dir)
+    for i, s in enumerate(steps[:steps.index(until) + 1]):
+        if done.get(s) == keys[s]: say(f'[{i + 1}/{len(steps)}] {s}: complete, skipped'); continue
+        say(f'[{i + 1}/{len(steps)}] {s}')
         run_step(s, settings[s], run_dir)
         done[s] = keys[s]
         save_json(run_dir/'steps.json', done)

@@ -180,10 +180,10 @@ def build_report(
 ):
     "Write `report.html` of a run; returns its path. Raises `FaceError` when the evaluation is missing."
     run_dir = Path(run_dir)
-    result, history = load_json(run_dir/'metrics.json'), pd.read_csv(run_dir/'history.csv')
+    result, history = load_json(run_dir/'metrics.json'), run_dir/'history.csv'  # missing where finished weights are examined
+    training = [figure(run_dir, 'history', 'Loss and accuracy by epoch; the line marks the epoch that was kept'), table(pd.read_csv(history), index=False)] if history.is_file() else []
     sections = {'Numbers': number_parts(run_dir, result), 'Errors': error_parts(run_dir, result), 'Robustness': robustness_parts(run_dir), **study_parts(run_dir),
-                'Training': [figure(run_dir, 'history', 'Loss and accuracy by epoch; the line marks the epoch that was kept'), table(history, index=False)],
-                'Data': data_parts(run_dir), 'How this was made': origin_parts(run_dir)}
+                **({'Training': training} if training else {}), 'Data': data_parts(run_dir), 'How this was made': origin_parts(run_dir)}
     with atomic_write(run_dir/'report.html') as f:
         f.write(render(title, run_dir.resolve().name, answer(result), [dict(title=t, parts=p) for t, p in sections.items()],
                        STANDIN if result['source'] == 'standin' else ''))

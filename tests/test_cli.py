@@ -48,6 +48,8 @@ MORE = [  # made in this process, to save time
     *(['evaluate', '--data', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['ship', '{d}/empty'], ['compare', '{d}/empty', '{d}/none'],
     ['evaluate', '--data', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '--data', '{d}/one', *WITH, '--out', '{d}/photo.jpg'],
     ['evaluate', '--data', '{d}/one', *WITH, '--corrupt', 'jpg:50'], ['evaluate', '--data', '{d}/one', '--detector', 'nobody'], ['evaluate', '--data', '{d}/one', *WITH, '--detector', 'nobody'],
+    *(['evaluate', '--full', '--data', '{d}/faces', *WITH, *more] for more in ([], ['--out', '{d}/empty'], ['--out', 'new', '--corrupt', 'jpeg:50'], ['--out', 'new', '--split', 'test'])),
+    ['evaluate', '--full', '--data', '{d}/one', *WITH, '--out', 'new'], ['evaluate', '--full', '--data', '{d}/faces', '--weights', '{d}/none.safetensors', '--out', 'new'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
     *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
     *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],

@@ -193,3 +193,17 @@ def test_a_changed_setting_is_run_again_from_its_step_on(runs):
     (d/'config.yaml').write_text(yaml.safe_dump(config))
     run(d, (said := []).append)
     assert sum('skipped' in s for s in said) == len(STEPS) - 1 and '<h1>Another title</h1>' in (d/'report.html').read_text()
+
+def test_finished_weights_get_the_whole_report(runs):
+    "`evaluate --full`: every section but the training's, by the weights that were named."
+    out, weights = runs.home/'examined', runs.whole.dir/'model.safetensors'
+    examine = lambda: subprocess.run([COMMAND, 'evaluate', '--full', '--data', runs.home/'holiday', '--weights', weights, '--out', out], capture_output=True, text=True)
+    done = examine()
+    assert done.returncode == 0, done.stderr
+    page, predictions, manifest = (out/'report.html').read_text(), pd.read_csv(out/'predictions.csv'), pd.read_csv(out/'manifest.csv')
+    assert [h for h in ('Numbers', 'Errors', 'Robustness', 'Content or history', 'Which generators', 'Where it looks', 'Data') if f'<h2>{h}</h2>' not in page] == [] and '<h2>Training</h2>' not in page
+    assert (out/'model.safetensors').read_bytes() == weights.read_bytes() and not (out/'03_train.ipynb').exists() and len(predictions) == 2 * int(.4 * sum(manifest.label == 'fake'))
+    judged = Detector.load(weights, 'cpu').predict([runs.home/'holiday'/p for p in predictions.path], whole=True)
+    assert [v.p_fake for v in judged] == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)
+    again = examine()
+    assert again.returncode == 2 and 'is there already' in again.stderr
