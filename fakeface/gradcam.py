@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from .core import *
 from .model import *
 
 # %% ../nbs/05_gradcam.ipynb #2eb1d455
