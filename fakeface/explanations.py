@@ -33,7 +33,7 @@ def edges(
     return out / out.max((1, 2), keepdims=True).clip(1e-7)
 
 # %% ../nbs/09_explanations.ipynb #c7b97667
-LARGER = 'Grad-CAM, image twice as large'
+LARGER = 'Grad-CAM at twice the size'
 
 def all_maps(
     model,      # ResNet18
