@@ -17,10 +17,10 @@ from .core import *
 # %% ../nbs/14_cli.ipynb #2dbacee4
 def cmd_run(a):
     "Run the pipeline on a profile, or finish a run that was cut off."
-    from fakeface.pipeline import prepare, run_settings
-    if a.resume and (a.data or a.set or a.profile): raise FaceError('--resume goes on with the settings of the run; leave out --profile, --data and --set')
+    from fakeface.pipeline import QUICK_SETS, prepare, run_settings
+    if a.resume and (a.data or a.set or a.profile or a.quick): raise FaceError('--resume goes on with the settings of the run; leave out --profile, --data, --quick and --set')
     if a.resume: run_settings(a.resume)
-    finish(Path(a.resume) if a.resume else prepare(a.profile or 'demo', a.data, a.out, a.set))
+    finish(Path(a.resume) if a.resume else prepare(a.profile or 'demo', a.data, a.out, [*(QUICK_SETS if a.quick else ()), *a.set]))
 
 def finish(run_dir):  # execute what is not complete yet, and say what came of it
     from fakeface.pipeline import run
@@ -29,9 +29,10 @@ def finish(run_dir):  # execute what is not complete yet, and say what came of i
     print(f'run folder: {show(run_dir)}')
     print(f'if it is cut off: fakeface run --resume {show(run_dir)}')
     report = run(run_dir, lambda s: print(f'{time.time() - start:5.0f} s  {s}', flush=True))
-    from fakeface.report import STANDIN, answer
+    from fakeface.report import QUICK, STANDIN, answer, quick_steps
     result = load_json(report.parent/'metrics.json')
     print(answer(result))
+    if quick_steps(run_dir): print(QUICK)
     if result['source'] == 'standin': print(STANDIN)
     print(f'report: {show(report)}')
 
@@ -191,6 +192,7 @@ def add_pipeline(subs):
     r = add(subs, cmd_run, PROFILES)
     r.add_argument('--profile', help='demo, reference, 140k, or a .yaml file; default: demo')
     r.add_argument('--data', metavar='DIR', help='data set: real/ and fake/, or train/, valid/, test/ with those in each')
+    r.add_argument('--quick', action='store_true', help='the setting quick of every step: few and small images, few resamples, few epochs, just enough to try it')
     r.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='override a setting, e.g. train.epochs=3; may be repeated')
     r.add_argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs')
     r.add_argument('--resume', metavar='RUN', help='finish a run that was cut off')

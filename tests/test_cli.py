@@ -59,10 +59,10 @@ MORE = [  # made in this process, to save time
                                    'train.device=gpu', 'train.lr=-1', 'train.crop=-1',
                                    'train.copies=jpg:50', 'train.copies=jpeg:75 scale:9', 'train.copies=jpeg', 'train.copies=jpeg:75+', 'train.copies=50', 'train.ema=1',
                                    'train.fpr=0.6', 'train.band=-0.1', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.device=gpu',
-                                   'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0')),
+                                   'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0', 'gradcam.worst=0', 'train.quick=1')),
     ['try', 'robust'], *(['try', n, '--data', '{d}/faces'] for n in ('robst', 'common', '')), ['try', 'robust', '--data', '{d}/none'],
     ['try', 'robust', '--data', '{d}/faces', '--set', 'train.epoch=3'],
-    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'],
+    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'], ['run', '--resume', '{d}/empty', '--quick'],
 ]
 
 def name(args): return ' '.join(ascii(a)[1:-1].replace('{d}/', '')[:24] for a in args)

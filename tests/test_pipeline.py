@@ -17,20 +17,19 @@ from fakeface.corrupt import VERSIONS
 from fakeface.detector import Detector
 from fakeface.evaluate import evaluate
 from fakeface.model import load_checkpoint
-from fakeface.pipeline import STEPS, prepare, run, run_step
+from fakeface.pipeline import QUICK_SETS, STEPS, prepare, run, run_step
 from fakeface.robustness import flips, judge_copies
 from fakeface.train import operating_point
 
-TINY = ('data.n_train=24 data.n_valid=8 data.n_test=12 data.standin_size=64 model.size=64 train.epochs=4 train.crop=48 train.batch_size=8 train.device=cpu '
-        'train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 evaluate.bootstrap=30 evaluate.device=cpu '
-        'evaluate.workers=0 gradcam.each=2 robustness.bootstrap=30 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=scale:0.5 jpeg:75']
+SETS = ('train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 '
+        'evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=scale:0.5 jpeg:75']
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
 class Run:
     "A `fakeface run`, from its start on; `dir` is its run folder."
     def __init__(self, out, *args):
-        self.out = out; self.go('--out', out, *[a for s in TINY for a in ('--set', s)], *args)
+        self.out = out; self.go('--quick', '--out', out, *[a for s in SETS for a in ('--set', s)], *args)
     def go(self, *args):
         self.process = subprocess.Popen([COMMAND, 'run', *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     @property
@@ -83,13 +82,14 @@ def runs(drawn, tmp_path_factory):
 def test_a_run_says_what_it_found_and_where(runs):
     assert runs.whole.code == 0 and 'Traceback' not in runs.whole.err, runs.whole.err
     assert 'Of 12 test images' in runs.whole.said and 'stand-in' in runs.whole.said and 'report.html' in runs.whole.said and '--resume' in runs.whole.said
+    assert 'No number here says how good the model is' in runs.whole.said
 
 def test_all_artefacts_are_there_and_nothing_half_written(runs):
     d = runs.whole.dir
     assert re.fullmatch(r'\d{8}T\d{6}Z-demo', d.name)
     named = ['config.yaml', 'environment.json', 'manifest.csv', 'history.csv', 'last.ckpt', 'model.safetensors', 'predictions.csv', 'metrics.json',
-             'copies.csv', 'robustness.json', 'report.html']
-    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'robustness')]
+             'copies.csv', 'robustness.json', 'clusters.json', 'gradcam.json', 'explanations.json', 'report.html']
+    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'clusters', 'robustness', 'mean_maps')]
     for n in named + figures + [f'{s}.{e}' for s in STEPS for e in ('ipynb', 'html')]: assert (d/n).stat().st_size > 20, n
     for r in (runs.whole, runs.own): assert not [p for p in r.dir.rglob('*') if p.name.startswith('.')]
 
@@ -97,7 +97,7 @@ def test_config_and_environment(runs):
     config, env = yaml.safe_load((runs.whole.dir/'config.yaml').read_text()), json.loads((runs.whole.dir/'environment.json').read_text())
     assert config['profile'] == 'demo' and set(config['settings']) == set(STEPS)
     train = config['settings']['03_train']
-    assert train['epochs'] == 4 and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train and train['copies'] == 'jpeg:50'
+    assert all(v['quick'] for v in config['settings'].values()) and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train and train['copies'] == 'jpeg:50'
     assert env['versions']['torch'] and env['python'] and 'commit' in env
 
 def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
@@ -105,7 +105,7 @@ def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
     d = runs.whole.dir
     root, manifest = Path(json.loads((d/'data.json').read_text())['root']), pd.read_csv(d/'manifest.csv')
     assert root.is_relative_to(runs.home/'drawn')
-    other = prepare('demo', out=runs.home/'other', sets=[*TINY, 'data.standin_size=32', f'data.standin_dir={runs.home/"drawn"}'])
+    other = prepare('demo', out=runs.home/'other', sets=[*QUICK_SETS, *SETS, 'data.standin_size=32', f'data.standin_dir={runs.home/"drawn"}'])
     run(other, (said := []).append, until='01_data')
     assert len(said) == 1 and list(json.loads((other/'steps.json').read_text())) == ['01_data'] and not (other/'init.safetensors').exists()
     assert json.loads((other/'data.json').read_text())['manifest_sha256'] != json.loads((d/'data.json').read_text())['manifest_sha256']
@@ -117,7 +117,7 @@ def test_numbers_agree_with_each_other(runs):
     history, metrics = pd.read_csv(d/'history.csv'), json.loads((d/'metrics.json').read_text())
     meta = load_checkpoint(d/'model.safetensors')[1]
     assert manifest.value_counts(['split', 'label']).to_dict() == {(s, c): n for s, n in dict(train=12, valid=4, test=6).items() for c in ('fake', 'real')}
-    assert list(predictions.path) == list(manifest.path[manifest.split == 'test']) and history.epoch.tolist() == [1, 2, 3, 4]
+    assert list(predictions.path) == list(manifest.path[manifest.split == 'test']) and history.epoch.tolist() == [1, 2, 3]
     assert meta['manifest_sha256'] == hashlib.sha256((d/'manifest.csv').read_bytes()).hexdigest() and meta['source'] == metrics['source'] == 'standin'
     again = evaluate(predictions, meta['threshold'], 30)
     assert again['confusion'] == metrics['confusion'] and again['metrics']['auc']['value'] == pytest.approx(metrics['metrics']['auc']['value'])
@@ -133,6 +133,13 @@ def test_the_operating_point_comes_from_the_validation_images_and_their_copies(r
     assert (meta['threshold'], *meta['band']) == pytest.approx((threshold, *doubt), abs=2e-3)
     m = json.loads((d/'metrics.json').read_text())
     assert m['threshold'] == meta['threshold'] and m['metrics']['answered'] == evaluate(pd.read_csv(d/'predictions.csv'), meta['threshold'], 5, band=meta['band'])['metrics']['answered']
+
+def test_heatmaps_are_exact_and_clusters_hold_every_image(runs):
+    exact, clusters = (json.loads((runs.whole.dir/f'{n}.json').read_text()) for n in ('gradcam', 'clusters'))
+    assert exact['completeness'] <= 1e-4 and exact['correlation'] >= .999 and 2 <= exact['n'] <= 8
+    rows, wrong = clusters['table'], pd.read_csv(runs.whole.dir/'errors.csv')
+    assert sum(r['n'] for r in rows) == 12 and sum(r['k'] for r in rows) == len(wrong) and sum(r['n'] * r['fakes'] for r in rows) == pytest.approx(6)
+    assert clusters['text'] == ['Too few images for a claim: no group has 20 of them.']
 
 def test_robustness_is_measured_with_the_same_model(runs):
     d = runs.whole.dir
@@ -160,6 +167,7 @@ def test_the_repository_stays_as_it_was(runs):
 def test_report(runs):
     page = (runs.whole.dir/'report.html').read_text()
     correct = json.loads((runs.whole.dir/'metrics.json').read_text())['metrics']['accuracy']
+    assert '<strong>Quick.</strong>' in page and '11_report' in page and 'number marks the middle of its cluster' in page and 'is shown to be truer' in page and 'equals the logit to within' in page
     assert 'generated stand-in' in page and f'{100 * correct["value"]:.1f} %' in page and 'adamw' in page
     assert page.count('data:image/png;base64,') >= 8 and all(f'<h2>{h}</h2>' in page for h in ('Numbers', 'Robustness', 'Training')) and 'Of 12 images in 9 versions' in page
     assert not re.search(r'<(script|link|iframe)\b|\b(src|href)="(?!data:|#)|url\(|@import', page)  # nothing is fetched
@@ -180,7 +188,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(runs):
     assert resumed == straight + 1  # the lesson resumes once too
     for name in ('model.safetensors', 'predictions.csv', 'metrics.json'): assert (runs.own.dir/name).read_bytes() == (runs.straight/name).read_bytes(), name
     a, b = (pd.read_csv(d/'history.csv').drop(columns='seconds') for d in (runs.own.dir, runs.straight))
-    assert a.equals(b) and len(a) == 4
+    assert a.equals(b) and len(a) == 3
 
 def test_resuming_a_finished_run_does_nothing(runs):
     said, code = runs.own.again
