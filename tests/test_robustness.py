@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from fakeface.core import CLASSES, FaceError, ImageError, open_image
-from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, jpeg, noise, parse, scale, screenshot, webp
+from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, crop, gamma, jpeg, noise, parse, scale, screenshot, webp
 from fakeface.data import sample
 from fakeface.detector import Detector
 from fakeface.experiments import judged, levers, record
@@ -47,7 +47,7 @@ def test_a_misspelt_corruption_is_told_in_one_line(part):
         assert '\n' not in str(e.value) and '\u202e' not in str(e.value) and (f"'{part}'" in str(e.value) or not part.isprintable())
 
 @pytest.mark.parametrize('text, size', [('jpeg:50', (100, 80)), ('webp:50', (100, 80)), ('blur:1', (100, 80)), ('noise:0.1', (100, 80)), ('scale:0.5', (50, 40)),
-                                        ('scale:1.5', (150, 120)), ('screenshot:1.25', (121, 96)), ('screenshot:1', (96, 76))])
+                                        ('scale:1.5', (150, 120)), ('crop:0.1', (80, 64)), ('gamma:2', (100, 80)), ('jpeg:75+crop:0.02+jpeg:85', (96, 76)), ('screenshot:1.25', (121, 96)), ('screenshot:1', (96, 76))])
 def test_sizes_and_the_same_result_each_time(text, size):
     x = picture(); before = x.clone()
     y = corrupt(x, text)
@@ -55,7 +55,7 @@ def test_sizes_and_the_same_result_each_time(text, size):
     assert y.dtype == torch.uint8 and y.shape == (3, *size) and corrupt(x, text).equal(y) and x.equal(before)
     assert y.shape != x.shape or not y.equal(x)
 
-@pytest.mark.parametrize('weaker_first', ['jpeg:95 jpeg:75 jpeg:50 jpeg:10', 'webp:95 webp:75 webp:50 webp:10', 'blur:0.5 blur:1 blur:3', 'noise:0.01 noise:0.03 noise:0.1'])
+@pytest.mark.parametrize('weaker_first', ['jpeg:95 jpeg:75 jpeg:50 jpeg:10', 'webp:95 webp:75 webp:50 webp:10', 'blur:0.5 blur:1 blur:3', 'gamma:1.1 gamma:1.4 gamma:2', 'gamma:0.9 gamma:0.7 gamma:0.5', 'noise:0.01 noise:0.03 noise:0.1'])
 def test_a_stronger_corruption_does_more_harm(weaker_first):
     done = [harm(c) for c in weaker_first.split()]
     assert done == sorted(done) and done[-1] > 1.5 * done[0]
@@ -73,6 +73,32 @@ def test_a_screenshot_shows_the_middle():
     x = torch.zeros(3, 100, 100, dtype=torch.uint8); x[:, 25:75, 25:75] = 255
     shown = screenshot(x, 2) > 127
     assert shown.shape == (3, 192, 192) and shown[:, 46:146, 46:146].all() and shown.sum() == 3 * 100 * 100  # twice as large, 4 pixels less at each edge
+
+def test_a_crop_keeps_the_middle_untouched():
+    x = picture()
+    assert crop(x, .1).equal(x[:, 10:90, 8:72]) and crop(x, 0).equal(x) and crop(x[:, :3, :4], .45).equal(x[:, 1:2, 1:3])
+
+def test_gamma_is_a_power_of_the_share():
+    x = torch.arange(256, dtype=torch.uint8).expand(3, 4, 256)
+    for power in (.5, 1, 1.4, 2): assert gamma(x, power)[0, 0].tolist() == [round(255 * (v / 255) ** power) for v in range(256)]
+
+def test_a_second_compression_meets_a_moved_grid():
+    "Compressing again on the same grid changes little; a crop that is no multiple of its sixteen pixels makes it a loss of its own."
+    once = jpeg(picture(h=128, w=128), 50)
+    again = lambda cut: (jpeg(once[:, cut:, cut:], 50).float() - once[:, cut:, cut:]).abs().mean().item()
+    assert again(3) > 5 * again(16)
+
+@pytest.mark.parametrize('name', CORRUPTIONS)
+def test_any_image_down_to_one_pixel(name):
+    _, low, high = CORRUPTIONS[name]
+    for (h, w), value in product(product((1, 2, 3, 17), repeat=2), (low, min(max(.5, low), high), high)):
+        y = corrupt(picture(h=h, w=w), f'{name}:{value}')
+        assert y.dtype == torch.uint8 and y.ndim == 3 and min(y.shape[1:]) >= 1
+
+@pytest.mark.parametrize('text, h, w', [('jpeg:50', 1, 65_501), ('webp:50', 16_384, 1), ('scale:4', 3000, 3000), ('screenshot:4', 1500, 3000), ('scale:4+jpeg:50', 1, 17_000)])
+def test_an_image_that_is_too_large_for_a_corruption_is_told(text, h, w):
+    with pytest.raises(FaceError, match='pixels') as e: corrupt(torch.zeros(3, h, w, dtype=torch.uint8), text)
+    assert '\n' not in str(e.value)
 
 def test_compression_is_the_one_of_the_format():
     x = picture()
