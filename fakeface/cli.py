@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'EXAMPLES', 'cmd_run', 'show', 'cmd_predict', 'cmd_evaluate', 'cmd_robustness', 'cmd_compare', 'cmd_audit',
-           'cmd_fetch', 'cmd_app', 'matrix', 'copy_figures', 'of_weights', 'ship_run', 'cmd_ship', 'cmd_try', 'add',
-           'add_judging', 'add_pipeline', 'add_others', 'parser', 'main']
+           'cmd_fetch', 'cmd_app', 'matrix', 'of_weights', 'ship_run', 'cmd_ship', 'cmd_try', 'add', 'add_judging',
+           'add_pipeline', 'add_others', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #da066bc5
 import argparse, os, subprocess, sys, time
@@ -125,15 +125,6 @@ def matrix(
     return f'of {tp + fn} fakes {tp} caught and {fn} missed; of {fp + tn} reals {tn} cleared and {fp} accused'
 
 # %% ../nbs/14_cli.ipynb #7cd24f2f
-def copy_figures(
-    names,   # without suffix
-    run_dir, # whose figures
-    to       # folder
-):
-    "Copy figures, each whole."
-    for n in names:
-        with atomic_write(Path(to)/f'{n}.png', 'wb') as f: f.write((Path(run_dir)/'figures'/f'{n}.png').read_bytes())
-
 def of_weights(
     result,  # robustness.json
     path     # of the weights
@@ -153,7 +144,8 @@ def ship_run(
     from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, results_markdown
     runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}
     with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
-    copy_figures(FIGURES, a.run, SHIPPED.parent/'figures')
+    for name in set(FIGURES) - {'robustness', 'drift'}:  # these two are drawn anew
+        with atomic_write(SHIPPED.parent/'figures'/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
     detector, ours = Detector.load(), runs[a.run]
     card = {f'{ours["source"]}, {ours["split"]}': ours} | {Path(d).name: evaluate_folder(detector, d) for d in a.also}
     fill(SHIPPED.parent/'MODEL_CARD.md', 'numbers', results_markdown(card) + '\n\n' + doubt_markdown(card))
@@ -166,14 +158,14 @@ def cmd_ship(a):
     "Make the model of a run the shipped one, and write its measured numbers into the model card and README; with --robustness alone, only those of robustness."
     from fakeface.detector import SHIPPED
     from fakeface.report import fill, robustness_markdown, table_markdown
-    from fakeface.robustness import beside_table
-    if not (a.run or a.robustness): raise FaceError('ship: name a finished run, or a folder with --robustness')
-    measured = Path(a.robustness or a.run)
-    result = load_json(measured/'robustness.json')
+    from fakeface.robustness import beside_table, plot_drift, plot_robustness, together
+    if not (a.run or a.robustness): raise FaceError('ship: name a finished run, or folders with --robustness')
+    result = together([load_json(Path(d)/'robustness.json') for d in a.robustness or [a.run]])
     model = of_weights(result, Path(a.run)/'model.safetensors' if a.run else SHIPPED)  # before anything is written
     if a.run: ship_run(a)
-    copy_figures(['robustness', 'drift'], measured, SHIPPED.parent/'figures')
-    copy_figures(['robustness'], measured, repo_path('docs'))
+    for name, f in dict(robustness=plot_robustness(result), drift=plot_drift(result)).items():
+        for folder in (SHIPPED.parent/'figures', repo_path('docs')):
+            with atomic_write(folder/f'{name}.png', 'wb') as file: f.savefig(file, dpi=110)
     fill(SHIPPED.parent/'MODEL_CARD.md', 'robustness', robustness_markdown(model))
     fill(repo_path('README.md'), 'robustness', table_markdown(beside_table(result, middle=True)))
     print(table_markdown(beside_table(result)))
@@ -245,7 +237,7 @@ def add_others(subs):
     add(subs, cmd_app).add_argument('--port', type=int, default=8501, help='default: 8501')
     s = add(subs, cmd_ship, 'For maintainers.')
     s.add_argument('run', nargs='?', metavar='RUN', help='a finished run; left out: the weights stay')
-    s.add_argument('--robustness', metavar='DIR', help='a folder left by fakeface robustness, the shipped weights among its models; default: RUN')
+    s.add_argument('--robustness', nargs='+', default=[], metavar='DIR', help='folders left by fakeface robustness, the shipped weights among their models; default: RUN')
     s.add_argument('--also', nargs='*', default=[], metavar='DIR', help='folders to evaluate for the model card')
     s.add_argument('--beside', nargs='*', default=[], metavar='RUN', help='runs to put beside it in the README')
     t = add(subs, cmd_try, 'For maintainers. example: fakeface try robust no-ramp --data DIR')

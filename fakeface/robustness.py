@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NOTHING', 'LOOKS', 'OWN', 'judge_copies', 'share', 'stance', 'effect', 'flips', 'flips_text', 'robustness',
            'robustness_table', 'drift_table', 'kinds', 'strength', 'beside_table', 'plot_panels', 'told_of',
-           'plot_robustness', 'plot_drift', 'checkpoints', 'first_of_each', 'plot_calibration', 'leave_robustness']
+           'plot_robustness', 'plot_drift', 'checkpoints', 'first_of_each', 'plot_calibration', 'leave_robustness',
+           'together']
 
 # %% ../nbs/06_robustness.ipynb #96507194
 import os, re
@@ -206,7 +207,8 @@ def checkpoints(
     for text in filter(None, given.split(os.pathsep) if isinstance(given, str) else given):
         name, path = text.split('=', 1) if '=' in text and not os.path.exists(text) else ('', text)
         path = Path(os.path.abspath(os.path.expanduser(path)))
-        if path.is_dir(): path = path/'model.safetensors'
+        if os.path.isdir(path): path = path/'model.safetensors'
+        if not os.path.isfile(path): raise FaceError(f'{text}: no checkpoint there; name a .safetensors file or the folder of a finished run')
         if not name: name = path.parent.name if path.name == 'model.safetensors' else path.stem
         if not re.fullmatch(r'[\w .,()-]{1,40}', name) or name in found or name == OWN: raise FaceError(f'{text}: the name {name!r} is taken or cannot be shown; write another as NAME=FILE')
         load_checkpoint(path)
@@ -256,7 +258,18 @@ def leave_robustness(
         told[name] = dict(sha256=digest(Path(path).read_bytes())) | robustness(test.label, scores[name], copies, meta['threshold'], meta['band'], bootstrap, seed)
     table = pd.concat([test[['path', 'label']].assign(model=name).join(s.rename(columns={'': 'as it is'})) for name, s in scores.items()])
     with atomic_write(out/'copies.csv') as f: table.to_csv(f, index=False, lineterminator='\n')
-    save_json(out/'robustness.json', result := dict(n=len(test), models=told))
+    save_json(out/'robustness.json', result := dict(n=len(test), images=digest(sorted(test.path)), models=told))
     for name, fig in dict(robustness=plot_robustness(result), drift=plot_drift(result), reliability=plot_calibration(test.label, scores)).items():
         fig.savefig(out/'figures'/f'{name}.png', dpi=110)
     return result
+
+# %% ../nbs/06_robustness.ipynb #db5afdb4
+def together(
+    results  # from `leave_robustness`
+):
+    "Several results as one, with all their models. Raises `FaceError` when images or corruptions differ, or two models have one name."
+    first, names = results[0], [n for r in results for n in r['models']]
+    copies = lambda r: [[row['copy'] for row in m['rows']] for m in r['models'].values()]
+    if any(r['images'] != first['images'] or copies(first)[0] != c for r in results for c in copies(r)): raise FaceError('robustness was measured on other images or with other corruptions; measure it again on the same')
+    if len(set(names)) < len(names): raise FaceError(f'two models are called by one name ({", ".join(names)}); measure one of them again as NAME=FILE')
+    return first | dict(models={n: m for r in results for n, m in r['models'].items()})

@@ -19,7 +19,7 @@ from fakeface.experiments import judged, levers, record
 from fakeface.model import build_model, decide, fit_to, load_checkpoint, metadata, save_checkpoint
 from fakeface.pipeline import load_profile, resolve
 from fakeface.robustness import (LOOKS, beside_table, checkpoints, drift_table, effect, first_of_each, flips, flips_text, judge_copies, kinds, leave_robustness, plot_drift, plot_robustness,
-                                 robustness, robustness_table, stance)
+                                 robustness, robustness_table, stance, together)
 from fakeface.train import Faces
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
@@ -257,6 +257,11 @@ def test_several_checkpoints_on_the_same_copies(drawn, manifest, checkpoint, tmp
         model, meta = load_checkpoint(path)
         assert [r['copy'] for r in result['models'][name]['rows']] == ['', 'crop:0.1', 'gamma:2'] and result['models'][name]['band'] == meta['band']
         for c in ('crop:0.1', 'gamma:2'): assert copies[copies.model == name][c].tolist() == pytest.approx(judge_copies(model, meta, drawn, few, [c])[c].tolist(), abs=1e-6)
+    one, other = (result | dict(models={n: m}) for n, m in result['models'].items())
+    assert together([one, other]) == result and list(together([other, one])['models']) == ['b', 'a']
+    fewer = other | dict(models=dict(b=other['models']['b'] | dict(rows=other['models']['b']['rows'][:2])))
+    for bad in ([one, one], [one, other | dict(images='x')], [one, fewer]):
+        with pytest.raises(FaceError): together(bad)
     assert result['models']['a']['sha256'] != result['models']['b']['sha256'] and all((tmp_path/'out'/'figures'/f'{n}.png').stat().st_size > 9999 for n in ('robustness', 'drift', 'reliability'))
 
 def test_a_flip_is_both_answers_for_one_image():
