@@ -23,6 +23,7 @@ from .corrupt import parse
 from .data import list_images
 from .generators import set_paths
 from .model import load_checkpoint, pick_device
+from .robustness import checkpoints
 
 # %% ../nbs/12_pipeline.ipynb #61b24ac0
 STEPS = ('01_data', '02_model', '03_train', '04_evaluate', '05_gradcam', '06_robustness', '07_shortcuts', '08_generators', '09_explanations', '11_report')
@@ -196,7 +197,8 @@ def prepare(
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
-    g = settings['08_generators']; g['sets'] = os.pathsep.join(map(str, set_paths(g['sets'])))  # now, not after the training
+    g, r = settings['08_generators'], settings['06_robustness']  # now, not after the training
+    g['sets'], r['beside'] = os.pathsep.join(map(str, set_paths(g['sets']))), os.pathsep.join(f'{n}={p}' for n, p in checkpoints(r['beside']).items())
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
     elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answer', 'render', 'figure', 'table', 'cluster_parts',
            'error_parts', 'number_parts', 'robustness_parts', 'study_parts', 'data_parts', 'checkpoint_part',
-           'origin_parts', 'build_report', 'external', 'ask', 'judge_folder', 'evaluate_folder', 'compare_runs',
-           'markdown', 'results_markdown', 'doubt_markdown', 'robustness_markdown', 'robustness_beside', 'fill']
+           'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder', 'evaluate_folder',
+           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'table_markdown',
+           'robustness_markdown', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -27,7 +28,7 @@ from .evaluate import calibration_text, compare, evaluate, leave_evaluation, met
 from .detector import Detector
 from .gradcam import explained
 from .model import load_checkpoint, trunk
-from .robustness import flips_text
+from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, leave_robustness, robustness_table
 from .shortcuts import shortcut_table
 from .train import Faces, loader, predict_logits
 
@@ -153,16 +154,24 @@ def number_parts(
 
 # %% ../nbs/11_report.ipynb #e9812960
 FIGURES = {'confusion': 'Confusion matrix of the test images', 'curves': 'Every threshold at once; the dot is the one used',
-           'reliability': 'Share of fakes among images of like p_fake, with the number of images', 'robustness': 'Accuracy and share of answers after each corruption'}  # those without faces: they may be shipped
+           'reliability': 'Share of fakes among images of like p_fake, with the number of images', 'robustness': 'Accuracy, AUC and share that gets an answer by strength of each corruption, with 95 % intervals',
+           'drift': 'How far the log-odds of "fake" moved from those of the file as it is (median, and 5 to 95 % of the images), and how many verdicts changed or flipped (95 % intervals)'}  # those without faces: they may be shipped
 
 # %% ../nbs/11_report.ipynb #a65ac629
 def robustness_parts(
-    run_dir  # of the run
+    run_dir  # of the run, or a folder left by `robustness_folder`
 ):
-    "What is left of the numbers after compression, resizing and the like, as parts of a section."
+    "What is left of the numbers after compression, resizing and the like, and how far scores and verdicts move, as parts of a section."
     r = load_json(run_dir/'robustness.json')
-    return [dict(text=f'{r["n"]} test images, each file corrupted before it is judged; the threshold stays. Intervals are 95 %.'),
-            table(pd.DataFrame(r['table']), index=False), *(figure(run_dir, n, FIGURES[n]) for n in ('robustness', 'reliability')), dict(text=flips_text(r['flips']))]
+    parts = [dict(text=f'{r["n"]} images, each file corrupted before it is judged; the threshold stays. Intervals are 95 %. What each number means: JPEG and WebP quality, scale factor, blur in pixels, '
+                       'noise as a share of the range, share cut off at each edge, power of gamma, zoom of the screenshot.'),
+             *(figure(run_dir, n, FIGURES[n]) for n in ('robustness', 'drift', 'reliability'))]
+    if len(r['models']) > 1: parts += [dict(text='Accuracy of all models:'), table(beside_table(r), index=False)]
+    for name, m in r['models'].items():
+        parts += [dict(text=f'{name}, threshold {m["threshold"]:.2f}, "uncertain" from {m["band"][0]:.2f} to {m["band"][1]:.2f}:'), table(robustness_table(m), index=False),
+                  dict(text='Against the file as it is: change of the log-odds (median, 5 to 95 % of the images), share of the images that get another verdict, and of those that go from one sure answer to the other.'),
+                  table(drift_table(m), index=False), dict(text=flips_text(m['flips']))]
+    return parts
 
 # %% ../nbs/11_report.ipynb #88d61177
 def study_parts(
@@ -232,6 +241,16 @@ def external(
     if name not in known: raise FaceError(f'detector {name!r} is not installed; there are: {", ".join(sorted(known)) or "none"}')
     return known[name].load()
 
+def altered(
+    path,  # file
+    name,  # what an error calls it
+    copy   # corruption
+):
+    "An image after a corruption: uint8 array (3, H, W). Raises `ImageError`, also when the corruption cannot be done to it."
+    image = open_image(path, name)
+    try: return corrupt(image, copy).numpy()
+    except FaceError as e: raise ImageError(name, e) from None
+
 def ask(
     function,  # from `external`
     paths,     # files
@@ -242,7 +261,7 @@ def ask(
         paths = list(paths)
         for i, p in enumerate(paths if copy else ()):
             paths[i] = Path(d)/f'{i:06d}.png'
-            Image.fromarray(corrupt(open_image(p), copy).permute(1, 2, 0).numpy()).save(paths[i])
+            Image.fromarray(altered(p, p, copy).transpose(1, 2, 0)).save(paths[i])
         p = np.asarray(function(paths), float)
     if p.shape != (len(paths),) or not ((p >= 0) & (p <= 1)).all(): raise FaceError(f'the detector must return one number from 0 to 1 for each of {len(paths)} paths')
     return p
@@ -260,8 +279,7 @@ def judge_folder(
     if split: files = files[files.split == split]
     if not len(files): raise FaceError(f'{root}: no images in split {split!r}')
     if not hasattr(detector, 'predict'): return files.assign(p_fake=ask(detector, [Path(root)/p for p in files.path], copy)), 0
-    def source(p): return lambda: corrupt(open_image(Path(root)/p, p), copy).numpy()
-    verdicts = detector.predict([(p, source(p)) for p in files.path], progress=progress, whole=True)  # a data set holds crops
+    verdicts = detector.predict([(p, lambda p=p: altered(Path(root)/p, p, copy)) for p in files.path], progress=progress, whole=True)  # a data set holds crops
     judged = files.assign(p_fake=[v.p_fake for v in verdicts]).dropna()
     if not len(judged): raise FaceError(f'{root}: none of {len(files)} images could be opened; the first: {verdicts[0].error}')
     return judged, len(files) - len(judged)
@@ -292,6 +310,31 @@ def evaluate_folder(
     with atomic_write(out/'report.html') as f:
         f.write(render('Real or generated?', out.resolve().name, answer(result), [dict(title=t, parts=p) for t, p in sections.items()], {'A stand-in.': STANDIN if result['source'] == 'standin' else ''}))
     return result
+
+# %% ../nbs/11_report.ipynb #12e94838
+def robustness_folder(
+    models,  # {name: path of a checkpoint}, from `checkpoints`
+    root,    # data set with both classes
+    copies,  # corruptions
+    out,     # folder for copies.csv, robustness.json, figures and report.html
+    split=None,   # only this split, if the data set has splits
+    images=0,     # images judged, half of each class; 0: all
+    **how         # device, batch_size, workers, bootstrap, seed: see `leave_robustness`
+):
+    "What `leave_robustness` returns, with the number of images left out; also writes `report.html`. Raises `FaceError`."
+    files, out = list_images(root), Path(out)
+    if split: files = files[files.split == split]
+    good = []
+    for p in files.path:
+        try: open_image(Path(root)/p, p); good.append(True)
+        except ImageError: good.append(False)
+    judged = first_of_each(files[good], images)
+    if judged.label.nunique() < 2: raise FaceError(f'{root}: {f"split {split!r}" if split else "the folder"} needs readable images of both classes')
+    result = leave_robustness(out, root, judged, models, copies, **how)
+    first = f'{result["n"]} images of {source_name(root)!r}, {len(models)} model{"s" if len(models) > 1 else ""}, {len(copies)} ways of corrupting a file.'
+    with atomic_write(out/'report.html') as f:
+        f.write(render('What is left after the journey', out.resolve().name, first, [dict(title='Robustness', parts=robustness_parts(out))], STANDIN if source_name(root) == 'standin' else ''))
+    return result | dict(unreadable=len(files) - sum(good))
 
 # %% ../nbs/11_report.ipynb #5a5bf125
 def compare_runs(
@@ -335,22 +378,17 @@ def doubt_markdown(
             for name, r, m in ((n, r, r['metrics']) for n, r in results.items())]
     return markdown(['images', 'get an answer', 'of these wrong', 'caught at 1 % false alarms', 'calibration error'], rows)
 
-def robustness_markdown(
-    robustness  # robustness.json of a run
+def table_markdown(
+    df  # of text
 ):
-    "A Markdown table of what is left after each corruption, and how stable verdicts are."
-    t = robustness['table']
-    head = dict(copy='file', accuracy='accuracy', caught='fakes caught', cleared='reals cleared', auc='AUC', ece='calibration error', answered='get an answer', wrong='of these wrong')
-    return markdown(list(head.values()), [[r[k] for k in head] for r in t]) + '\n\n' + flips_text(robustness['flips'])
+    "A DataFrame as a Markdown table, without its index."
+    return markdown(list(df.columns), df.to_numpy().tolist())
 
-def robustness_beside(
-    runs  # {name: robustness.json of a run}
+def robustness_markdown(
+    model  # of robustness.json
 ):
-    "A Markdown table of the accuracy after each corruption, one column a run, and the share of images whose verdict flips."
-    tables = {n: {row['copy']: row['accuracy'] for row in r['table']} for n, r in runs.items()}
-    rows = [[c, *(t.get(c, '') for t in tables.values())] for c in next(iter(tables.values()))]
-    flip = ['called real and fake among nine versions', *(percent(r['flips']) for r in runs.values())]
-    return markdown(['file', *runs], [*rows, flip])
+    "Markdown tables of what is left after each corruption and of what moved, and how stable verdicts are."
+    return '\n\n'.join([table_markdown(robustness_table(model)), table_markdown(drift_table(model)), flips_text(model['flips'])])
 
 # %% ../nbs/11_report.ipynb #521bb775
 def fill(

@@ -11,7 +11,7 @@ from fakeface.cli import main, parser
 from fakeface.detector import COLUMNS, Detector
 from fakeface.model import load_checkpoint, save_checkpoint
 
-COMMANDS = ('predict', 'evaluate', 'compare', 'run', 'audit', 'fetch', 'app', 'ship', 'try')
+COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'app', 'ship', 'try')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
                 number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
@@ -33,6 +33,7 @@ def world(drawn, checkpoint, tmp_path_factory):
     return d
 
 WITH, RUN = ['--weights', '{d}/good.safetensors', '--device', 'cpu'], ['run', '--data', '{d}/faces']
+FACES = ['--data', '{d}/faces', '--split', 'test']
 REAL = [  # made with the real command
     ['predict', '{d}/none.jpg'], ['predict', '{d}/broken.tif', *WITH], ['audit', '{d}/one'],
     ['run', '--profile', 'demmo'], ['run', '--resume', '{d}/empty'], ['fetch'],
@@ -50,6 +51,9 @@ MORE = [  # made in this process, to save time
     ['evaluate', '--data', '{d}/one', *WITH, '--corrupt', 'jpg:50'], ['evaluate', '--data', '{d}/one', '--detector', 'nobody'], ['evaluate', '--data', '{d}/one', *WITH, '--detector', 'nobody'],
     *(['evaluate', '--full', '--data', '{d}/faces', *WITH, *more] for more in ([], ['--out', '{d}/empty'], ['--out', 'new', '--corrupt', 'jpeg:50'], ['--out', 'new', '--split', 'test'])),
     ['evaluate', '--full', '--data', '{d}/one', *WITH, '--out', 'new'], ['evaluate', '--full', '--data', '{d}/faces', '--weights', '{d}/none.safetensors', '--out', 'new'],
+    *(['robustness', *FACES, '--out', 'out', *more] for more in (['{d}/none.safetensors'], ['a={d}/good.safetensors', 'a={d}/doubt.safetensors'], ['--copies', 'jpeg:75 gamma:0'], ['--device', 'gpu'], ['--images', '-1'])),
+    ['robustness', *FACES, '--out', '{d}/photo.jpg'], ['robustness', '--data', '{d}/one', '--out', 'out'], ['robustness', '--data', '{d}/none', '--out', 'out'], ['robustness', '--data', '{d}/unsplit', '--split', 'test', '--out', 'out'],
+    ['ship'], ['ship', '--robustness', '{d}/empty'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
     *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
     *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],
@@ -58,7 +62,7 @@ MORE = [  # made in this process, to save time
     *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8',
                                    'train.device=gpu', 'train.lr=-1', 'train.crop=-1',
                                    'train.copies=jpg:50', 'train.copies=jpeg:75 scale:9', 'train.copies=jpeg', 'train.copies=jpeg:75+', 'train.copies=50', 'train.ema=1',
-                                   'train.fpr=0.6', 'train.band=-0.1', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.device=gpu',
+                                   'train.fpr=0.6', 'train.band=-0.1', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.copies=jpeg:75 crop:0.5', 'robustness.beside=none.safetensors', 'robustness.beside=x={d}/pickle.safetensors', 'robustness.beside=this model={d}/good.safetensors', 'robustness.device=gpu',
                                    'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0', 'gradcam.worst=0', 'train.quick=1')),
     ['try', 'robust'], *(['try', n, '--data', '{d}/faces'] for n in ('robst', 'common', '')), ['try', 'robust', '--data', '{d}/none'],
     ['try', 'robust', '--data', '{d}/faces', '--set', 'train.epoch=3'],
@@ -200,6 +204,32 @@ def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
     assert 'after scale:0.5+jpeg:30' in (tmp_path/'b'/'report.html').read_text()
     capsys.readouterr()
     assert main(['compare', str(tmp_path/'a'), str(tmp_path/'b')]) == 0 and '12 images judged by both' in capsys.readouterr().out
+
+def test_robustness_of_two_checkpoints_reaches_readme_and_card(world, tmp_path, monkeypatch, capsys):
+    "Curves of both are left in a folder; what is shipped of them must belong to the shipped file."
+    shutil.copytree(world/'faces', tmp_path/'faces'); (tmp_path/'faces'/'test'/'real'/'00000.jpg').write_bytes(b'no image')
+    assert main(['robustness', '--data', str(tmp_path/'faces'), '--split', 'test', '--copies', 'jpeg:90 jpeg:30 crop:0.1 jpeg:75+crop:0.02+jpeg:85', '--device', 'cpu', '--out', str(tmp_path/'out'),
+                 f'plain={world/"good.safetensors"}', f'doubting={world/"doubt.safetensors"}']) == 0
+    said = capsys.readouterr().out
+    assert '11 images, 1 unreadable' in said and 'plain' in said and 'jpeg:75+crop:0.02+jpeg:85' in said
+    page = (tmp_path/'out'/'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 3 and 'doubting' in page and 'another verdict' in page
+    weights, card, readme, docs = tmp_path/'weights'/'model.safetensors', tmp_path/'weights'/'MODEL_CARD.md', tmp_path/'README.md', tmp_path/'docs'
+    docs.mkdir(); weights.parent.mkdir(); shutil.copyfile(world/'photo.jpg', weights)
+    for f in (card, readme): f.write_text('a\n<!-- robustness -->\nold\n<!-- /robustness -->\nb\n')
+    monkeypatch.setattr('fakeface.detector.SHIPPED', weights); monkeypatch.setattr('fakeface.cli.repo_path', lambda name: tmp_path/name)
+    assert main(['ship', '--robustness', str(tmp_path/'out')]) == 2 and 'old' in readme.read_text() + card.read_text() and not list(docs.iterdir())
+    shutil.copyfile(world/'doubt.safetensors', weights)
+    assert main(['ship', '--robustness', str(tmp_path/'out')]) == 0
+    assert '| file (11 images) | plain | doubting |' in readme.read_text() and '| jpeg:30 |' in readme.read_text() and '| jpeg:90 |' not in readme.read_text() and 'old' not in readme.read_text()
+    assert '| jpeg:90 |' in card.read_text() and '| 0.0 % (' in card.read_text() and card.read_text().endswith('<!-- /robustness -->\nb\n')  # it never answers
+    assert all((d/f'{n}.png').stat().st_size > 9999 for d in (docs, weights.parent/'figures') for n in ('robustness', 'drift'))
+    assert main(['ship', '--robustness', *[str(tmp_path/'out')] * 2]) == 2 and 'plain' in capsys.readouterr().err  # one name twice
+
+def test_an_image_that_a_corruption_cannot_be_done_to_is_left_out(world, tmp_path, capsys):
+    shutil.copytree(world/'faces'/'test'/'real', tmp_path/'set'/'real'); Image.new('RGB', (16_400, 2)).save(tmp_path/'set'/'real'/'long.png')
+    assert main(['evaluate', '--data', str(tmp_path/'set'), '--weights', str(world/'good.safetensors'), '--device', 'cpu', '--corrupt', 'webp:75']) == 0
+    assert '6 real images, 1 unreadable' in capsys.readouterr().out
 
 def test_another_projects_detector(world, tmp_path, monkeypatch, capsys):
     "A package with an entry point is all it takes."

@@ -54,7 +54,7 @@ def steps(run_dir, *names):
     for s in names: run_step(s, settings[s], run_dir)
 
 @pytest.fixture(scope='module')
-def runs(drawn, tmp_path_factory):
+def runs(drawn, checkpoint, tmp_path_factory):
     """Made at the same time, as they would be by people who share a machine: `whole`, a run on the stand-in; `own`, on a folder of somebody's own without splits,
     killed, resumed, and resumed once more; `straight`, the same from its training on without being killed."""
     home, before, killed = tmp_path_factory.mktemp('home'), sources(), threading.Event()
@@ -73,7 +73,7 @@ def runs(drawn, tmp_path_factory):
         r.untouched = times == {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
         return r
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(own), pool.submit(lambda: Run(home/'whole', '--set', f'data.standin_dir={home/"drawn"}').end())]
+        jobs = [pool.submit(own), pool.submit(lambda: Run(home/'whole', '--set', f'data.standin_dir={home/"drawn"}', '--set', f'robustness.beside=other={checkpoint}').end())]
         killed.wait()
         steps(home/'straight', '03_train', '04_evaluate')
         own, whole = [j.result() for j in jobs]
@@ -89,7 +89,7 @@ def test_all_artefacts_are_there_and_nothing_half_written(runs):
     assert re.fullmatch(r'\d{8}T\d{6}Z-demo', d.name)
     named = ['config.yaml', 'environment.json', 'manifest.csv', 'history.csv', 'last.ckpt', 'model.safetensors', 'predictions.csv', 'metrics.json',
              'copies.csv', 'robustness.json', 'clusters.json', 'gradcam.json', 'explanations.json', 'report.html']
-    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'clusters', 'robustness', 'mean_maps')]
+    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'clusters', 'robustness', 'drift', 'mean_maps')]
     for n in named + figures + [f'{s}.{e}' for s in STEPS for e in ('ipynb', 'html')]: assert (d/n).stat().st_size > 20, n
     for r in (runs.whole, runs.own): assert not [p for p in r.dir.rglob('*') if p.name.startswith('.')]
 
@@ -141,16 +141,22 @@ def test_heatmaps_are_exact_and_clusters_hold_every_image(runs):
     assert sum(r['n'] for r in rows) == 12 and sum(r['k'] for r in rows) == len(wrong) and sum(r['n'] * r['fakes'] for r in rows) == pytest.approx(6)
     assert clusters['text'] == ['Too few images for a claim: no group has 20 of them.']
 
-def test_robustness_is_measured_with_the_same_model(runs):
+def test_robustness_is_measured_with_the_same_model_and_one_beside_it(runs, checkpoint):
     d = runs.whole.dir
     predictions, copies = pd.read_csv(d/'predictions.csv'), pd.read_csv(d/'copies.csv', keep_default_na=False)
     meta, r, metrics = load_checkpoint(d/'model.safetensors')[1], json.loads((d/'robustness.json').read_text()), json.loads((d/'metrics.json').read_text())['metrics']
-    as_is, *rest = copies.columns.drop(['path', 'label'])
+    assert copies.model.tolist() == ['this model'] * 12 + ['other'] * 12
+    own, other = (copies[copies.model == n].reset_index(drop=True) for n in ('this model', 'other'))
+    assert list(r['models']) == ['this model', 'other'] and r['models']['other']['sha256'] == hashlib.sha256(checkpoint.read_bytes()).hexdigest() and not np.allclose(own['jpeg:75'], other['jpeg:75'])
+    copies, told = own, r['models']['this model']
+    as_is, *rest = copies.columns.drop(['path', 'label', 'model'])
     assert set(rest) == {'scale:0.5', *VERSIONS} and copies.path.tolist() == predictions.path.tolist() and copies.label.tolist() == predictions.label.tolist()
     assert copies[as_is].tolist() == pytest.approx(predictions.p_fake.tolist(), abs=1e-4) and not np.allclose(copies[as_is], copies['jpeg:75'], atol=1e-6)
-    assert [row['copy'] for row in r['table']] == ['as it is', 'scale:0.5', 'jpeg:75'] and r['n'] == 12
-    assert r['table'][0]['accuracy'].startswith(f'{100 * metrics["accuracy"]["value"]:.1f} %') and r['table'][0]['answered'].startswith(f'{100 * metrics["answered"]["value"]:.1f} %')
-    assert r['flips'] == flips(copies[list(VERSIONS)], meta['band']) | dict(threshold=flips(copies[list(VERSIONS)], [meta['threshold']] * 2))
+    assert [row['copy'] for row in told['rows']] == ['', 'scale:0.5', 'jpeg:75'] and r['n'] == 12
+    assert told['rows'][0]['accuracy'] == metrics['accuracy'] and told['rows'][0]['answered'] == metrics['answered'] and told['rows'][0]['auc']['value'] == pytest.approx(metrics['auc']['value'])
+    assert told['flips'] == flips(copies[list(VERSIONS)], meta['band']) | dict(threshold=flips(copies[list(VERSIONS)], [meta['threshold']] * 2))
+    page = (d/'report.html').read_text()
+    assert 'Accuracy of all models' in page and 'other, threshold' in page and 'real to fake or back' in page
 
 @pytest.mark.parametrize('step', STEPS)
 def test_executed_notebooks(runs, step):

@@ -1,6 +1,6 @@
 "What happens to a photograph on its way: each corruption does what its name says, and what is left of the verdict is counted right."
 
-import io
+import io, json, os
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -12,13 +12,14 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from fakeface.core import CLASSES, FaceError, ImageError, open_image
-from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, jpeg, noise, parse, scale, screenshot, webp
+from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, crop, gamma, jpeg, noise, parse, scale, screenshot, webp
 from fakeface.data import sample
 from fakeface.detector import Detector
 from fakeface.experiments import judged, levers, record
-from fakeface.model import build_model, decide, fit_to, metadata
+from fakeface.model import build_model, decide, fit_to, load_checkpoint, metadata, save_checkpoint
 from fakeface.pipeline import load_profile, resolve
-from fakeface.robustness import flips, flips_text, judge_copies, plot_robustness, robustness_table
+from fakeface.robustness import (LOOKS, beside_table, checkpoints, drift_table, effect, first_of_each, flips, flips_text, judge_copies, kinds, leave_robustness, plot_drift, plot_robustness,
+                                 robustness, robustness_table, stance, together)
 from fakeface.train import Faces
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
@@ -47,7 +48,7 @@ def test_a_misspelt_corruption_is_told_in_one_line(part):
         assert '\n' not in str(e.value) and '\u202e' not in str(e.value) and (f"'{part}'" in str(e.value) or not part.isprintable())
 
 @pytest.mark.parametrize('text, size', [('jpeg:50', (100, 80)), ('webp:50', (100, 80)), ('blur:1', (100, 80)), ('noise:0.1', (100, 80)), ('scale:0.5', (50, 40)),
-                                        ('scale:1.5', (150, 120)), ('screenshot:1.25', (121, 96)), ('screenshot:1', (96, 76))])
+                                        ('scale:1.5', (150, 120)), ('crop:0.1', (80, 64)), ('gamma:2', (100, 80)), ('jpeg:75+crop:0.02+jpeg:85', (96, 76)), ('screenshot:1.25', (121, 96)), ('screenshot:1', (96, 76))])
 def test_sizes_and_the_same_result_each_time(text, size):
     x = picture(); before = x.clone()
     y = corrupt(x, text)
@@ -55,7 +56,7 @@ def test_sizes_and_the_same_result_each_time(text, size):
     assert y.dtype == torch.uint8 and y.shape == (3, *size) and corrupt(x, text).equal(y) and x.equal(before)
     assert y.shape != x.shape or not y.equal(x)
 
-@pytest.mark.parametrize('weaker_first', ['jpeg:95 jpeg:75 jpeg:50 jpeg:10', 'webp:95 webp:75 webp:50 webp:10', 'blur:0.5 blur:1 blur:3', 'noise:0.01 noise:0.03 noise:0.1'])
+@pytest.mark.parametrize('weaker_first', ['jpeg:95 jpeg:75 jpeg:50 jpeg:10', 'webp:95 webp:75 webp:50 webp:10', 'blur:0.5 blur:1 blur:3', 'gamma:1.1 gamma:1.4 gamma:2', 'gamma:0.9 gamma:0.7 gamma:0.5', 'noise:0.01 noise:0.03 noise:0.1'])
 def test_a_stronger_corruption_does_more_harm(weaker_first):
     done = [harm(c) for c in weaker_first.split()]
     assert done == sorted(done) and done[-1] > 1.5 * done[0]
@@ -73,6 +74,32 @@ def test_a_screenshot_shows_the_middle():
     x = torch.zeros(3, 100, 100, dtype=torch.uint8); x[:, 25:75, 25:75] = 255
     shown = screenshot(x, 2) > 127
     assert shown.shape == (3, 192, 192) and shown[:, 46:146, 46:146].all() and shown.sum() == 3 * 100 * 100  # twice as large, 4 pixels less at each edge
+
+def test_a_crop_keeps_the_middle_untouched():
+    x = picture()
+    assert crop(x, .1).equal(x[:, 10:90, 8:72]) and crop(x, 0).equal(x) and crop(x[:, :3, :4], .45).equal(x[:, 1:2, 1:3])
+
+def test_gamma_is_a_power_of_the_share():
+    x = torch.arange(256, dtype=torch.uint8).expand(3, 4, 256)
+    for power in (.5, 1, 1.4, 2): assert gamma(x, power)[0, 0].tolist() == [round(255 * (v / 255) ** power) for v in range(256)]
+
+def test_a_second_compression_meets_a_moved_grid():
+    "Compressing again on the same grid changes little; a crop that is no multiple of its sixteen pixels makes it a loss of its own."
+    once = jpeg(picture(h=128, w=128), 50)
+    again = lambda cut: (jpeg(once[:, cut:, cut:], 50).float() - once[:, cut:, cut:]).abs().mean().item()
+    assert again(3) > 5 * again(16)
+
+@pytest.mark.parametrize('name', CORRUPTIONS)
+def test_any_image_down_to_one_pixel(name):
+    _, low, high = CORRUPTIONS[name]
+    for (h, w), value in product(product((1, 2, 3, 17), repeat=2), (low, min(max(.5, low), high), high)):
+        y = corrupt(picture(h=h, w=w), f'{name}:{value}')
+        assert y.dtype == torch.uint8 and y.ndim == 3 and min(y.shape[1:]) >= 1
+
+@pytest.mark.parametrize('text, h, w', [('jpeg:50', 1, 65_501), ('webp:50', 16_384, 1), ('scale:4', 3000, 3000), ('screenshot:4', 1500, 3000), ('scale:4+jpeg:50', 1, 17_000)])
+def test_an_image_that_is_too_large_for_a_corruption_is_told(text, h, w):
+    with pytest.raises(FaceError, match='pixels') as e: corrupt(torch.zeros(3, h, w, dtype=torch.uint8), text)
+    assert '\n' not in str(e.value)
 
 def test_compression_is_the_one_of_the_format():
     x = picture()
@@ -145,17 +172,97 @@ def test_a_file_that_went_bad_is_named(faces, manifest):
 LABELS = ['fake'] * 4 + ['real'] * 4
 TOY = pd.DataFrame({'': [.95, .9, .8, .7, .1, .05, .2, .3], 'jpeg:30': [.95, .6, .4, .1, .1, .05, .4, .9]})
 
+def told(scores=TOY, band=(.35, .65), labels=LABELS):
+    "`robustness` of scores in which the nine versions change nothing."
+    return robustness(labels, scores.assign(**{v: scores[''] for v in VERSIONS}), [c for c in scores if c], .5, band, 50)
+
 def test_a_row_for_each_corruption():
-    table = robustness_table(LABELS, TOY, .5, (.35, .65), 50)
-    assert table['copy'].tolist() == ['as it is', 'jpeg:30']
-    numbers = [[float(t.split(' ')[0]) for t in row] for row in table.drop(columns='copy').to_numpy()]
-    names = list(table.columns.drop('copy'))
+    table = robustness_table(told())
+    assert table['file'].tolist() == ['as it is', 'jpeg:30']
+    numbers = [[float(t.split(' ')[0]) for t in row] for row in table.drop(columns='file').to_numpy()]
+    names = 'accuracy caught cleared auc ece answered wrong'.split()
     assert dict(zip(names, numbers[0])) == pytest.approx(dict(accuracy=100, caught=100, cleared=100, auc=1, ece=.1625, answered=100, wrong=0), abs=6e-4)
     auc = roc_auc_score([True] * 4 + [False] * 4, TOY['jpeg:30'])
     assert dict(zip(names, numbers[1])) == pytest.approx(dict(accuracy=62.5, caught=50, cleared=75, auc=auc, ece=.2875, answered=62.5, wrong=40), abs=6e-4)
-    figure = plot_robustness(LABELS, TOY, .5, (.35, .65))
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ['as it is', 'jpeg:30']
-    plt.close(figure)
+
+def test_what_a_corruption_moves():
+    "Against the file as it is: verdicts that are others, those from one sure answer to the other, and the log-odds."
+    row = told()['rows'][1]
+    assert (row['changed']['k'], row['changed']['n'], row['flipped']['k']) == (5, 8, 2)  # .9 to .6, .8 to .4, .2 to .4; .7 to .1, .3 to .9
+    odds = np.random.default_rng(0).normal(0, 3, 400)
+    labels, sigmoid = ['fake'] * 200 + ['real'] * 200, lambda x: 1 / (1 + np.exp(-x))
+    moved = effect(labels, sigmoid(odds), sigmoid(odds + np.r_[np.full(200, -1.5), np.linspace(0, 2, 200)]), .5, (.5, .5), 9)
+    assert moved['drift']['fake'] == pytest.approx([-1.5] * 3, abs=1e-6) and moved['drift']['real'] == pytest.approx([1, .1, 1.9], abs=.01)
+    assert moved['changed'] == moved['flipped']  # without a band of doubt there is no third answer
+    sure = effect(labels, np.r_[np.ones(200), np.zeros(200)], np.r_[np.zeros(200), np.ones(200)], .5, (.3, .7), 9)
+    assert sure['flipped']['k'] == 400 and np.isfinite(sum(sure['drift'].values(), [])).all()
+    text = drift_table(told())
+    assert text['file'].tolist() == ['jpeg:30'] and text['another verdict'][0].startswith('62.5 %') and text['real to fake or back'][0].startswith('25.0 %')
+
+@pytest.mark.parametrize('copies, order', [('jpeg:50 jpeg:90 jpeg:75', ['', 'jpeg:90', 'jpeg:75', 'jpeg:50']), ('blur:2 blur:0.5', ['', 'blur:0.5', 'blur:2']), ('webp:9 webp:10', ['', 'webp:10', 'webp:9']),
+                                           ('scale:1.5 scale:0.5', ['scale:0.5', '', 'scale:1.5']), ('gamma:2 gamma:0.5', ['gamma:0.5', '', 'gamma:2']), ('crop:0.2', ['', 'crop:0.2']),
+                                           ('jpeg:90+crop:0.1+jpeg:5 jpeg:9+crop:0.1+jpeg:5', ['', 'jpeg:90+crop:0.1+jpeg:5', 'jpeg:9+crop:0.1+jpeg:5'])])
+def test_copies_of_a_kind_stand_by_strength(copies, order):
+    (kind, found), = kinds(copies.split()).items()
+    assert found == order and kind == '+'.join(p.split(':')[0] for p in copies.split()[0].split('+'))
+
+def test_curves():
+    "A column for each kind, a line for each model, the measured values on it; no two models look alike in print."
+    scores = TOY.assign(**{'jpeg:75': TOY[''], 'gamma:2': TOY['jpeg:30']})
+    result = dict(n=8, models={'a': told(scores), 'b': told(scores, (.5, .5))})
+    for plot, rows in ((plot_robustness, 3), (plot_drift, 4)):
+        figure = plot(result)
+        assert len(figure.axes) == rows * 2 and [t.get_text() for t in figure.axes[-2].get_xticklabels()] == ['as is', '75', '30'] and [t.get_text() for t in figure.legends[0].get_texts()] == ['a', 'b']
+        lines = [c.lines[0] for c in figure.axes[0].containers]
+        assert len(lines) == 2 and len({(l.get_marker(), l.get_linestyle()) for l in lines}) == 2
+        if plot is plot_robustness: assert [list(l.get_ydata()) for l in lines] == [[1, 1, .625]] * 2 and [list(c.lines[0].get_ydata()) for c in figure.axes[4].containers] == [[1, 1, .625], [1, 1, 1]]
+        plt.close(figure)
+    assert len({marker for _, marker, _ in LOOKS}) == len({line for *_, line in LOOKS}) == len({colour for colour, *_ in LOOKS}) == len(LOOKS)
+    none = plot_robustness(dict(n=8, models=dict(a=told(TOY[['']])))); assert len(none.axes) == 3; plt.close(none)
+
+def test_models_side_by_side():
+    scores = TOY.assign(**{'jpeg:75': TOY[''], 'jpeg:10': TOY['jpeg:30'], 'gamma:2': TOY['jpeg:30']})
+    result = dict(n=8, models={'a': told(scores), 'b': told(scores.assign(**{'gamma:2': TOY['']}))})
+    table = beside_table(result)
+    assert list(table.columns[1:]) == ['a', 'b'] and '8' in table.columns[0] and table.iloc[:5, 0].tolist() == ['as it is', *scores.columns[1:]]
+    at = table.set_index(table.columns[0])
+    assert at.loc['gamma:2', 'a'].startswith('62.5 %') and at.loc['gamma:2', 'b'].startswith('100.0 %') and len(at) == 7
+    assert beside_table(result, middle=True).iloc[:3, 0].tolist() == ['as it is', 'jpeg:30', 'gamma:2']
+
+def test_checkpoints_by_name(checkpoint, tmp_path, monkeypatch):
+    (tmp_path/'20250101T000000Z-quick').mkdir(); (tmp_path/'a=b').mkdir()
+    for f in ('20250101T000000Z-quick/model.safetensors', 'a=b/model.safetensors', 'other.safetensors'): (tmp_path/f).write_bytes(checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    found = checkpoints(['20250101T000000Z-quick', 'x=a=b', 'other.safetensors', 'y=other.safetensors'])
+    assert found == {'20250101T000000Z-quick': tmp_path/'20250101T000000Z-quick'/'model.safetensors', 'x': tmp_path/'a=b'/'model.safetensors', 'other': tmp_path/'other.safetensors', 'y': tmp_path/'other.safetensors'}
+    assert checkpoints(os.pathsep.join(f'{n}={p}' for n, p in found.items())) == found and checkpoints('') == checkpoints([]) == {}
+
+@pytest.mark.parametrize('given', [['none.safetensors'], ['x=none.safetensors'], ['x=.'], ['x=cut.safetensors'], ['x=good.safetensors', 'x=good.safetensors'], ['good.safetensors', 'good=good.safetensors'],
+                                   ['this model=good.safetensors'], ['a|b=good.safetensors'], ['$x$=good.safetensors'], ['a\nb=good.safetensors'], ['x=' + 'y' * 300]])
+def test_a_wrong_checkpoint_is_told_in_one_line(given, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'good.safetensors').write_bytes(checkpoint.read_bytes()); (tmp_path/'cut.safetensors').write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(FaceError) as e: checkpoints(given)
+    assert '\n' not in str(e.value) and len(str(e.value)) > 20
+
+def test_several_checkpoints_on_the_same_copies(drawn, manifest, checkpoint, tmp_path):
+    "Each judges at its own size and by its own threshold, and what is left says by which file."
+    save_checkpoint(tmp_path/'b.safetensors', build_model('random', seed=2)[0], metadata(size=48, threshold=.45, band=(.4, .6)))
+    models, few = checkpoints([f'a={checkpoint}', str(tmp_path/'b.safetensors')]), first_of_each(manifest[manifest.split == 'test'], 6)
+    result = leave_robustness(tmp_path/'out', drawn, few, models, ['crop:0.1', 'crop:0.1', 'gamma:2'], bootstrap=9)
+    assert few.label.tolist() == ['fake'] * 3 + ['real'] * 3 and result == json.loads((tmp_path/'out'/'robustness.json').read_text()) and result['n'] == 6
+    copies = pd.read_csv(tmp_path/'out'/'copies.csv')
+    assert set(copies.columns) == {'path', 'label', 'model', 'as it is', 'crop:0.1', 'gamma:2', *VERSIONS}
+    for name, path in models.items():
+        model, meta = load_checkpoint(path)
+        assert [r['copy'] for r in result['models'][name]['rows']] == ['', 'crop:0.1', 'gamma:2'] and result['models'][name]['band'] == meta['band']
+        for c in ('crop:0.1', 'gamma:2'): assert copies[copies.model == name][c].tolist() == pytest.approx(judge_copies(model, meta, drawn, few, [c])[c].tolist(), abs=1e-6)
+    one, other = (result | dict(models={n: m}) for n, m in result['models'].items())
+    assert together([one, other]) == result and list(together([other, one])['models']) == ['b', 'a']
+    fewer = other | dict(models=dict(b=other['models']['b'] | dict(rows=other['models']['b']['rows'][:2])))
+    for bad in ([one, one], [one, other | dict(images='x')], [one, fewer]):
+        with pytest.raises(FaceError): together(bad)
+    assert result['models']['a']['sha256'] != result['models']['b']['sha256'] and all((tmp_path/'out'/'figures'/f'{n}.png').stat().st_size > 9999 for n in ('robustness', 'drift', 'reliability'))
 
 def test_a_flip_is_both_answers_for_one_image():
     s = pd.DataFrame([[.9, .9, .9], [.9, .1, .9], [.9, .5, .9], [.1, .5, .1], [.3, .3, .7], [.29, .5, .7], [.5, .5, .5]])
@@ -170,6 +277,7 @@ def test_flips_are_what_the_verdicts_say(seed):
     rng = np.random.default_rng(seed)
     s, (low, high) = pd.DataFrame(rng.uniform(size=(50, 4)).round(1)), sorted(rng.uniform(size=2).round(1))
     said = [[decide(p, low, high) for p in row] for row in s.to_numpy()]
+    assert [[('real', 'uncertain', 'fake')[v + 1] for v in row] for row in stance(s.to_numpy(), (low, high))] == said
     result = flips(s, (low, high))
     assert result['k'] == sum({'fake', 'real'} <= set(row) for row in said) and result['uncertain'] == pytest.approx(sum(row.count('uncertain') for row in said) / 200)
 
