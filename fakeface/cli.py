@@ -111,10 +111,12 @@ def matrix(
 def cmd_ship(a):
     "Make the model of a run the shipped one, and write its measured numbers into the model card and README."
     from fakeface.detector import SHIPPED, Detector
+    from fakeface.model import write_seal
     from fakeface.pipeline import run_name
     from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, results_markdown, robustness_beside, robustness_markdown
     runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}
     with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
+    write_seal(SHIPPED)
     (SHIPPED.parent/'figures').mkdir(exist_ok=True)
     for name in FIGURES:
         with atomic_write(SHIPPED.parent/'figures'/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
