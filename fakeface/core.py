@@ -125,6 +125,8 @@ def check_size(
     w, h = im.size
     if w * h > max_pixels: raise ImageError(name, f'{w} x {h} pixels, more than {max_pixels / 1e6:.0f} million')
     if max(w, h) > MAX_SIDE: raise ImageError(name, f'{w} x {h} pixels, a side longer than {MAX_SIDE}')
+    tags = getattr(im, 'tag_v2', {})
+    if float(tags.get(322, 0)) * float(tags.get(323, 0)) > MAX_PIXELS: raise ImageError(name, f'tiles of more than {MAX_PIXELS / 1e6:.0f} million pixels')
     scans = data.count(b'\xff\xda') if im.format in ('JPEG', 'MPO') else 1
     if scans * w * h > MAX_SCANS * MAX_PIXELS: raise ImageError(name, f'{scans} scans of {w} x {h} pixels, too many to decode')
 
@@ -159,7 +161,7 @@ def to_rgb(
     im.load()  # Pillow turns a TIFF itself while loading
     turn = TURNS.get(im.getexif().get(0x0112))
     if turn is not None: im = im.transpose(turn)
-    if im.mode.startswith('I'): return Image.fromarray((np.asarray(im, np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert('RGB')
+    if im.mode.startswith('I'): return Image.fromarray((np.asarray(im).clip(0, 65535) >> 8).astype(np.uint8)).convert('RGB')
     if im.mode == 'F': raise ValueError('floating-point pixels')
     if im.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
