@@ -1,6 +1,7 @@
 "Files from strangers: each is an upright RGB array or an `ImageError` in one line, and nothing else."
 
 import io, os, resource, struct, threading, time, zipfile, zlib
+from contextlib import contextmanager
 from random import Random
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_what_is_not_found_is_one_line(path, tmp_path):
 def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
 def after_header(png, extra): return png[:33] + extra + png[33:]  # a PNG with more chunks
 
-@pytest.fixture
+@contextmanager
 def cheap():
     "Fails when what it surrounds took over four seconds of processor time, which a bomb takes many times over, or 300 MB."
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -158,19 +159,26 @@ def cheap():
     assert time.process_time() - start < 4
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB; its peak so far
 
+def inflating(n):
+    "A zlib stream of n zeros, without its end; made of one megabyte, repeated."
+    press = zlib.compressobj(9)
+    first, again = (press.compress(bytes(2**20)) + press.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + again * (n // 2**20 - 1)
+
 PNG, JPEG, GIF = (encoded(noise('L', (8, 8)), f) for f in ('PNG', 'JPEG', 'GIF'))
+FRAME = b',\0\0\0\0\x08\0\x08\0'  # where the frame of the GIF begins
 PIECES = {'PNG of empty chunks': lambda: after_header(PNG, chunk(b'abCd', b'') * 2_000_000), 'PNG of empty texts': lambda: after_header(PNG, chunk(b'tEXt', b'a\0') * 1_500_000),
           'PNG of empty data': lambda: after_header(PNG, chunk(b'IDAT', b'') * 2_000_000), 'PNG with chunks at its end': lambda: PNG[:-12] + chunk(b'abCd', b'') * 2_000_000 + PNG[-12:],
-          'GIF of comments': lambda: GIF[:-30] + b'!\xfe\1a\0' * 6_000_000, 'GIF of nothing': lambda: GIF.replace(b',', b'\1' * 30_000_000 + b','),
+          'GIF of comments': lambda: GIF.replace(FRAME, b'!\xfe\1a\0' * 6_000_000 + FRAME), 'GIF of nothing': lambda: GIF.replace(FRAME, b'\1' * 30_000_000 + FRAME),
           'BMP of single pixels': lambda: b'BM' + struct.pack('<IHHIIiiHHIIiiII', 0, 0, 0, 1078, 40, 8000, 8000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024) + b'\1\1' * 20_000_000,
           'JPEG of empty segments': lambda: JPEG[:2] + b'\xff\xe5\0\2' * 10_000_000 + JPEG[2:], 'JPEG of junk': lambda: JPEG[:2] + b'\xff\xe5\0\2' + b'a' * 30_000_000 + JPEG[2:],
           'JPEG of EXIF': lambda: JPEG[:2] + (b'\xff\xe1\xff\0Exif\0\0' + bytes(65272)) * 900 + JPEG[2:]}
 
 @pytest.mark.parametrize('name', PIECES)
-def test_millions_of_pieces_are_refused_quickly(name, cheap):
+def test_millions_of_pieces_are_refused_quickly(name):
     data = PIECES[name]()
     assert len(data) <= MAX_BYTES
-    refused(data, 'too many pieces')
+    with cheap(): refused(data, 'too many pieces')
 
 def test_as_many_pieces_as_programs_write_are_read():
     large = encoded(noise('RGB', (1500, 1500)), 'PNG', compress_level=0)
@@ -186,15 +194,17 @@ def progressive(side, more):
     return data[:-2] + last * more + data[-2:]
 
 @pytest.mark.parametrize('side, more', [(7999, 500), (1000, 20_000)])
-def test_a_jpeg_that_goes_over_its_pixels_too_often(side, more, cheap): refused(progressive(side, more), 'scans')
+def test_a_jpeg_that_goes_over_its_pixels_too_often(side, more):
+    data = progressive(side, more)
+    with cheap(): refused(data, 'scans')
 
 def test_progressive_jpegs_are_read():
     data = progressive(4000, 0)
     assert data.count(b'\xff\xda') > 4 and open_image(data).shape == (3, 4000, 4000) and check(progressive(500, 1000))
 
 @pytest.mark.parametrize('w, h', [(1, MAX_SIDE + 1), (MAX_SIDE + 1, 1), (1, 60_000_000)])
-def test_the_longest_side(w, h, cheap):
-    refused(png_header(w, h), 'side longer than')
+def test_the_longest_side(w, h):
+    with cheap(): refused(png_header(w, h), 'side longer than')
     assert open_image(encoded(Image.new('L', (1, MAX_SIDE)), 'PNG')).shape == (3, MAX_SIDE, 1)
 
 def tiff(tags, data=b'', big=False):
@@ -204,22 +214,27 @@ def tiff(tags, data=b'', big=False):
     return (head + struct.pack(number, len(tags)) + b''.join(struct.pack(entry, k, *v) for k, v in sorted(tags.items())) + bytes(8)).ljust(512, b'\0') + data
 
 @pytest.mark.parametrize('big', [False, True])
-def test_a_tiff_of_tiny_tiles(big, cheap):
+def test_a_tiff_of_tiny_tiles(big):
     assert check(tiff({322: (4, 1, 8), 323: (4, 1, 8), 324: (4, 1, 512), 325: (4, 1, 64)}, bytes(64), big))
     n = 4_000_000
-    refused(tiff({256: (4, 1, 8000), 257: (4, 1, 8000), 322: (4, 1, 1), 323: (4, 1, 1), 324: (4, n, 512), 325: (4, n, 512)}, bytes(4 * n), big), 'too many pieces')
+    data = tiff({256: (4, 1, 8000), 257: (4, 1, 8000), 322: (4, 1, 1), 323: (4, 1, 1), 324: (4, n, 512), 325: (4, n, 512)}, bytes(4 * n), big)
+    with cheap(): refused(data, 'too many pieces')
 
-def test_a_tiff_whose_tile_is_said_to_be_larger_than_its_image(cheap):
-    bomb = zlib.compress(bytes(2**22), 9) * 400
-    refused(tiff({259: (3, 1, 8), 322: (4, 1, 46320), 323: (4, 1, 46320), 324: (4, 1, 512), 325: (4, 1, len(bomb))}, bomb), 'tiles')
+def test_a_tiff_whose_tile_is_said_to_be_larger_than_its_image():
+    bomb = inflating(2**30)
+    data = tiff({259: (3, 1, 8), 322: (4, 1, 46320), 323: (4, 1, 46320), 324: (4, 1, 512), 325: (4, 1, len(bomb))}, bomb)
+    with cheap(): refused(data, 'tiles')
 
-def test_a_tiff_of_a_million_tags(cheap): refused(b'II+\0\x08\0\0\0' + struct.pack('<QQ', 16, 10**6) + struct.pack('<HHQQ', 300, 99, 1, 1) * 10**6, 'too many pieces')
+def test_a_tiff_of_a_million_tags():
+    data = b'II+\0\x08\0\0\0' + struct.pack('<QQ', 16, 10**6) + struct.pack('<HHQQ', 300, 99, 1, 1) * 10**6
+    with cheap(): refused(data, 'too many pieces')
 
-def test_metadata_is_not_rewritten_when_an_image_is_turned(cheap):
+def test_metadata_is_not_rewritten_when_an_image_is_turned():
     "An EXIF block of 40 MB beside the rotation."
     n = 40 * 2**20
     exif = b'II*\0\x08\0\0\0' + struct.pack('<H', 2) + struct.pack('<HHII', 0x112, 3, 1, 6) + struct.pack('<HHII', 0x9000, 3, n // 2, 38) + bytes(4 + n)
-    assert open_image(after_header(encoded(Image.new('L', (8, 4)), 'PNG'), chunk(b'eXIf', exif))).shape == (3, 8, 4)
+    data = after_header(encoded(Image.new('L', (8, 4)), 'PNG'), chunk(b'eXIf', exif))
+    with cheap(): assert open_image(data).shape == (3, 8, 4)
 
 @pytest.mark.parametrize('change', [lambda t: t + bytes(4), lambda t: t.replace(struct.pack('<HHII', 0x112, 3, 1, 6), struct.pack('<HHII', 0x112, 3, 1, 9)),
                                     lambda t: t.replace(struct.pack('<HHII', 0x112, 3, 1, 6), struct.pack('<HHI4s', 0x112, 2, 4, b'six')),
@@ -232,15 +247,15 @@ def test_hostile_exif_never_keeps_a_photograph_from_being_judged(change):
 def test_colour_profiles_of_noise(): assert check(encoded(noise(), 'JPEG', icc_profile=os.urandom(90_000))) and check(encoded(noise(), 'PNG', icc_profile=os.urandom(90_000)))
 
 @pytest.mark.parametrize('kind', [b'zTXt', b'iCCP', b'iTXt'])
-def test_a_text_that_inflates_to_a_gigabyte(kind, cheap):
-    press = zlib.compressobj(9)
-    body = b''.join(press.compress(bytes(2**20)) for _ in range(2**10)) + press.flush()
-    check(after_header(PNG, chunk(kind, b'a\0' + (b'\1\0\0\0' if kind == b'iTXt' else b'\0') + body)))
+def test_a_text_that_inflates_to_a_gigabyte(kind):
+    data = after_header(PNG, chunk(kind, b'a\0' + (b'\1\0\0\0' if kind == b'iTXt' else b'\0') + inflating(2**30)))
+    with cheap(): check(data)
 
 @pytest.mark.parametrize('format', ['GIF', 'WEBP', 'PNG'])
-def test_an_animation_of_a_thousand_frames_costs_one(format, cheap):
+def test_an_animation_of_a_thousand_frames_costs_one(format):
     frames = [Image.new('RGB', (8, 8), (i % 256, i // 256, 0)) for i in range(1000)]
-    assert check(encoded(frames[0], format, save_all=True, append_images=frames[1:]))
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
+    with cheap(): assert check(data)
 
 def test_thirty_two_bits_of_grey():
     deep = np.array([[-5, 0, 65535, 2**31 - 1]], np.int32)
@@ -292,14 +307,16 @@ def entry_fails(archive, why):
     assert '\n' not in str(e.value)
 
 @pytest.mark.parametrize('way', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_methods_without_a_bound_are_refused(way, cheap):
-    "Python unpacks all of a bzip2 or LZMA entry before it cuts."
-    entry_fails(packed([('a.png', bytes(400 * 2**20))], way), 'not read')
+def test_methods_without_a_bound_are_refused(way):
+    "Python unpacks all of a bzip2 or LZMA entry before it cuts; ten times as much would be gigabytes."
+    bomb = packed([('a.png', bytes(50 * 2**20))], way)
+    with cheap(): entry_fails(bomb, 'not read')
 
-def test_an_entry_larger_than_a_file_may_be(cheap):
+def test_an_entry_larger_than_a_file_may_be():
     bomb = packed([('a.png', bytes(MAX_BYTES + 1))])
-    entry_fails(bomb, 'larger than')
-    entry_fails(bomb.replace(struct.pack('<I', MAX_BYTES + 1), struct.pack('<I', 1000)), 'taken out')  # it says 1 KB
+    with cheap():
+        entry_fails(bomb, 'larger than')
+        entry_fails(bomb.replace(struct.pack('<I', MAX_BYTES + 1), struct.pack('<I', 1000)), 'taken out')  # it says 1 KB
 
 def test_encrypted_and_damaged_entries():
     data = packed([('a.png', PNG)], zipfile.ZIP_STORED)
@@ -314,14 +331,14 @@ def test_entries_that_share_their_bytes_are_refused():
     bomb = data[:at] + data[at:end] * 100 + b'PK\5\6' + struct.pack('<HHHHIIH', 0, 0, 100, 100, (end - at) * 100, at, 0)
     with pytest.raises(ImageError, match='overlap'): zip_images(bomb, 'z')
 
-def test_millions_of_entries_are_counted_not_listed(cheap):
+def test_millions_of_entries_are_counted_not_listed():
     entry = b'PK\1\2' + bytes(24) + struct.pack('<H', 1) + bytes(16) + b'a'
     n = 1_000_000
     data = entry * n + b'PK\5\6' + struct.pack('<HHHHIIH', 0, 0, 1, 1, len(entry) * n, 0, 0)  # it says one
-    with pytest.raises(ImageError, match=f'more than {MAX_ENTRIES}'): zip_images(data, 'z')
+    with cheap(), pytest.raises(ImageError, match=f'more than {MAX_ENTRIES}'): zip_images(data, 'z')
 
-@pytest.mark.parametrize('spoil', [lambda d: d[:-30], lambda d: d.replace(b'PK\5\6', b'PK\6\6'), lambda d: d[:-6] + b'\xff' * 4 + d[-2:], lambda d: d.replace('é'.encode(), b'\xff\xff'),
-                                   lambda d: d[:-22] + b'PK\6\7' + b'\xff' * 16 + d[-22:], lambda d: b'PK'], ids=['cut', 'no end', 'offset', 'name', 'zip64', 'two bytes'])
+@pytest.mark.parametrize('spoil', [lambda d: d[:-30], lambda d: d.replace(b'PK\5\6', b'PK\6\6'), lambda d: d.replace('é'.encode(), b'\xff\xff'),
+                                   lambda d: d[:-22] + b'PK\6\7' + b'\xff' * 16 + d[-22:], lambda d: b'PK'], ids=['cut', 'no end', 'name', 'zip64', 'two bytes'])
 def test_archives_that_lie(spoil):
     with pytest.raises(ImageError) as e: zip_images(spoil(packed([('é.png', PNG)])), 'z')
     assert '\n' not in str(e.value)
@@ -334,10 +351,10 @@ def test_mutated_files(tmp_path):
     assert fuzz_images.holds(result, 300), result
     assert result['came_of_them']['no face found'] > 30 and len(result['came_of_them']) > 4  # otherwise the mutations are too rough, or too mild, to try anything
 
-@pytest.mark.parametrize('body, why', [('while True: pass', 'killed_by'), ('import os; os.abort()', 'killed_by'), ('raise KeyError(1)', 'broken')])
+@pytest.mark.parametrize('body, why', [('sum(iter(int, 1))', 'killed_by'), ('import os; os.abort()', 'killed_by'), ('raise KeyError(1)', 'broken')])
 def test_the_fuzz_notices(body, why, tmp_path, monkeypatch):
     "A hang, a crash and a wrong error, put where the opener is called."
-    text = open(fuzz_images.__file__, encoding='utf-8').read().replace('    from fakeface.faces import face_crops\n', f'    from fakeface.faces import face_crops\n    if data == made("x", 3): {body}\n').replace('KILL, MEMORY', 'KILL, MEMORY', 1)
+    text = open(fuzz_images.__file__, encoding='utf-8').read().replace('    from fakeface.faces import face_crops\n', f'    from fakeface.faces import face_crops\n    if data == made("x", 3): {body}\n')
     (tmp_path/'fuzz_copy.py').write_text(text.replace('SLOW, KILL, MEMORY, GROWTH = 2, 10,', 'SLOW, KILL, MEMORY, GROWTH = 2, 1,'), encoding='utf-8')
     monkeypatch.setattr(fuzz_images, '__file__', str(tmp_path/'fuzz_copy.py'))
     result = fuzz_images.run(6, 'x')
