@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test app lab notebooks hooks clean help
+.PHONY: run test app lab notebooks hooks lock fuzz clean help
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -29,6 +29,12 @@ notebooks: $(READY)  ## run all notebooks in place and export the package
 
 hooks: $(READY)  ## let git clean and merge notebooks
 	git config --local include.path ../.gitconfig
+
+lock: $(READY)  ## write constraints.txt and docs/licences.md from what is installed
+	$(BIN)/python docs/dependencies.py
+
+fuzz: $(READY)  ## open 10,000 broken images; SEED=n for others
+	$(BIN)/python tests/fuzz_images.py 10000 $(or $(SEED),0)
 
 clean:  ## remove the environment, the runs and the generated data
 	rm -rf .venv runs data/standin* build *.egg-info

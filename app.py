@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.formparsers import MultiPartParser
 
 from fakeface.core import MAX_BYTES, SUFFIXES, FaceError, ImageError, open_image, zip_images
-from fakeface.detector import METHODS, SAYS, Detector, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives
+from fakeface.detector import METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives
 from fakeface.evaluate import wilson
 from fakeface.faces import draw_boxes
 from fakeface.report import FIGURES
@@ -185,11 +185,12 @@ def judging(name, detector, band, method, whole):
 
 def evaluation(path, detector):
     "How good these weights are: their card, and the figures of the run that made them."
-    card, figures = path.parent/'MODEL_CARD.md', path.parent/'figures'
+    figures = path.parent/'figures'
     st.text(f'ResNet18, input {detector.size} × {detector.size} pixels; learned from: {detector.meta.get("source", "not recorded")}')
     for name, caption in FIGURES.items():
-        if (figures/f'{name}.png').is_file(): st.image((figures/f'{name}.png').read_bytes(), caption, alt=caption)
-    if card.is_file(): st.markdown(card.read_text(encoding='utf-8'))
+        try: st.image(open_image(figures/f'{name}.png').transpose(1, 2, 0), caption, alt=caption)
+        except ImageError: pass  # missing, or no image
+    if path == SHIPPED: st.markdown((path.parent/'MODEL_CARD.md').read_text(encoding='utf-8'))  # only this one: another's could fetch images from anywhere
     elif not figures.is_dir(): st.text('Nothing is recorded beside these weights. A run of the pipeline leaves figures there.')
 
 ABOUT = '''

@@ -154,10 +154,12 @@ def ship_run(
 ):
     "Weights, figures and numbers of a run."
     from fakeface.detector import SHIPPED, Detector
+    from fakeface.model import write_seal
     from fakeface.pipeline import run_name
     from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, results_markdown
     runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}
     with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
+    write_seal(SHIPPED)
     for name in set(FIGURES) - {'robustness', 'drift'}:  # these two are drawn anew
         with atomic_write(SHIPPED.parent/'figures'/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
     detector, ours = Detector.load(), runs[a.run]

@@ -75,8 +75,10 @@ class Detector:
         path=None,     # checkpoint; None: the weights that ship with the package
         device='auto'  # see `pick_device`
     ):
-        "A detector from a checkpoint file. Raises `FaceError` when it cannot be used."
-        return cls(*load_checkpoint(path or SHIPPED), device)
+        "A detector from a checkpoint file. Raises `FaceError` when it cannot be used, or when it is the shipped one and not as it was shipped."
+        path = path or SHIPPED
+        if path == SHIPPED: check_seal(path)
+        return cls(*load_checkpoint(path), device)
 
 # %% ../nbs/10_detector.ipynb #bc925f61
 def named(

@@ -19,6 +19,7 @@ from fakeface import core, detector as detecting
 from fakeface.core import FAKE, open_image
 from fakeface.detector import COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, row
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
+from fakeface.report import FIGURES
 from fakeface.standin import make_pair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -386,6 +387,17 @@ def test_how_good_is_it(app, demo):
     tab = sound(demo(weights='shipped')).tabs[2]
     assert len(tab.image) == len(list((SHIPPED.parent/'figures').glob('*.png'))) > 0 and all(i.proto.imgs[0].alt and i.captions[0] for i in tab.image)
     assert texts(tab.markdown) == [(SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8').strip()]
+
+def test_what_lies_beside_the_weights_of_strangers(demo, checkpoint, tmp_path):
+    "Their card could fetch an image from anywhere or say anything; their figures may be no images, or links to other files."
+    shutil.copy(checkpoint, tmp_path/'m.safetensors'); (tmp_path/'figures').mkdir()
+    (tmp_path/'MODEL_CARD.md').write_text('![x](https://example.org/track.png) <script>alert(1)</script> [win](javascript:alert(1))')
+    names = iter(FIGURES)
+    (tmp_path/'figures'/f'{next(names)}.png').write_bytes(b'<svg onload="alert(1)">')
+    (tmp_path/'figures'/f'{next(names)}.png').symlink_to(checkpoint)
+    (loop := tmp_path/'figures'/f'{next(names)}.png').symlink_to(loop)
+    tab = sound(demo(tmp_path/'m.safetensors')).tabs[2]
+    assert not tab.image and not tab.markdown and 'example.org' not in ' '.join(texts(tab.text))
 
 def test_never_quite_certain(demo, tmp_path):
     for bias, expected in ((50, 'more than'), (-50, 'less than')):

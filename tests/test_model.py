@@ -1,6 +1,6 @@
 "Weights from strangers: what fits is used, what does not is refused in one line, and no file ever runs code."
 
-import json, pickle, socket, threading
+import json, os, pickle, socket, struct, threading, zipfile
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 
 from fakeface.core import REAL, FaceError
 from fakeface.detector import Detector
-from fakeface.model import META_KEY, build_model, decide, fit_to, load_checkpoint, metadata, p_fake, pick_device, pick_dtype, save_checkpoint, to_input
+from fakeface.model import MAX_WEIGHTS, META_KEY, build_model, check_seal, decide, fit_to, load_checkpoint, metadata, p_fake, pick_device, pick_dtype, save_checkpoint, seal_path, to_input, write_seal
 from fakeface.train import load_last
 
 class Trap:
@@ -64,6 +64,67 @@ def test_what_is_no_weights_file(name, tmp_path, refused):
     for n in ('noise.safetensors', 'noise.pth'): (tmp_path/n).write_bytes(np.random.default_rng(0).bytes(999))
     torch.save(nn.Linear(2, 2), tmp_path/'module.pth'); torch.save([1, 2], tmp_path/'list.pth')
     refused(tmp_path/name); refused(tmp_path/name, build_model)
+
+def header(path, head, body=b''):
+    "A safetensors file with this header, as a dict or as bytes."
+    head = head if isinstance(head, bytes) else json.dumps(head).encode()
+    path.write_bytes(struct.pack('<Q', len(head)) + head + body)
+    return path
+
+@pytest.mark.parametrize('length', [2**63, 2**64 - 1, 10**9, 0])
+def test_a_header_of_a_length_that_lies(length, tmp_path, refused):
+    (tmp_path/'m.safetensors').write_bytes(struct.pack('<Q', length) + b'{}')
+    refused(tmp_path/'m.safetensors')
+
+@pytest.mark.parametrize('head', [b'{"a":' * 10_000 + b'1' + b'}' * 10_000, {'conv1.weight': dict(dtype='F32', shape=[64, 3, 7, 7], data_offsets=[0, 10**15])},
+                                  {'conv1.weight': dict(dtype='F32', shape=[2**40, 2**40], data_offsets=[0, 4])}, {'conv1.weight': dict(dtype='F32', shape=[-1], data_offsets=[0, 4])},
+                                  {f't{i}': dict(dtype='F32', shape=[0], data_offsets=[0, 0]) for i in range(50_000)}], ids=['deep', 'offset', 'overflow', 'negative', 'many'])
+def test_headers_that_lie(head, tmp_path, refused): refused(header(tmp_path/'m.safetensors', head, bytes(4) if 'shape' in str(head)[:99] else b'')); refused(tmp_path/'m.safetensors', build_model)
+
+def test_metadata_longer_than_any_of_ours(rewritten, refused): assert 'longer than' in refused(rewritten(text='[' + '1,' * 5_000_000 + '1]'))
+
+def test_a_file_too_large_for_these_weights(tmp_path, refused):
+    for name in ('m.safetensors', 'm.pth'):
+        with open(tmp_path/name, 'wb') as f: f.truncate(MAX_WEIGHTS + 1)
+        assert 'larger than' in refused(tmp_path/name, build_model)
+    assert 'larger than' in refused(tmp_path/'m.safetensors')
+
+def test_a_torch_file_that_unpacks_to_more(tmp_path, refused):
+    "torch inflates what it stored without compression; a ResNet18 beside 300 MB of zeros fits into 45 MB."
+    torch.save(resnet18(weights=None).state_dict() | {'x': torch.zeros(MAX_WEIGHTS // 4)}, tmp_path/'large.pth')
+    with zipfile.ZipFile(tmp_path/'large.pth') as z, zipfile.ZipFile(tmp_path/'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as out:
+        for e in z.infolist(): out.writestr(e.filename, z.read(e))
+    assert (tmp_path/'bomb.pth').stat().st_size < MAX_WEIGHTS / 4
+    refused(tmp_path/'bomb.pth', build_model)
+
+WHOLE = resnet18(weights=None).state_dict()
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('change, why', [
+    (lambda v: v.to_sparse(), 'more than tensors'), (lambda v: v.to('meta'), 'more than tensors'), (lambda v: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), 'more than tensors'),
+    (lambda v: torch.quantize_per_tensor(v, .1, 0, torch.qint8), 'more than tensors'), (lambda v: v / 0, 'finite'), (lambda v: v * torch.nan, 'finite')],
+    ids=['sparse', 'meta', 'nested', 'quantized', 'inf', 'nan'])
+def test_start_weights_without_numbers_are_refused(change, why, tmp_path, refused):
+    torch.save(WHOLE | {'conv1.weight': change(WHOLE['conv1.weight'])}, tmp_path/'w.pth')
+    assert why in refused(tmp_path/'w.pth', build_model)
+
+@pytest.mark.parametrize('state', [{}, {1: torch.zeros(1)}, {k: v.to(torch.int8) for k, v in WHOLE.items()}, {'x': torch.zeros(1).expand(10**12)}], ids=['empty', 'numbers for names', 'int8', 'a billion'])
+def test_start_weights_that_are_no_resnet(state, tmp_path, refused):
+    torch.save(state, tmp_path/'w.pth')
+    assert 'not a ResNet18' in refused(tmp_path/'w.pth', build_model)
+
+def test_weights_that_are_no_file(tmp_path, refused):
+    os.mkfifo(tmp_path/'pipe.safetensors'); (tmp_path/'loop.safetensors').symlink_to('loop.safetensors')
+    for name in ('pipe', 'loop'):
+        for f in (load_checkpoint, build_model): refused(tmp_path/f'{name}.safetensors', f)
+
+def test_a_seal_tells_a_changed_file(checkpoint, tmp_path, refused):
+    path = tmp_path/'m.safetensors'; path.write_bytes(data := checkpoint.read_bytes())
+    assert 'SHA-256' in refused(path, check_seal)  # there is none
+    write_seal(path); check_seal(path)
+    for changed in (data[:-1], data + b'\0', data[:-1] + bytes([data[-1] ^ 1])): path.write_bytes(changed); assert 'SHA-256 differs' in refused(path, check_seal)
+    path.write_bytes(data); check_seal(path)
+    for text in ('', '0' * 64, b'\xff'): seal_path(path).write_bytes(text if isinstance(text, bytes) else text.encode()); refused(path, check_seal)
 
 def test_truncated_anywhere(checkpoint, tmp_path, refused):
     data = checkpoint.read_bytes()

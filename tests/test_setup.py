@@ -1,11 +1,12 @@
-"Packaging: one list of requirements, the README's commands, a package that needs no tool of its makers."
+"Packaging: one list of requirements, the README's commands, a package that needs no tool of its makers, and what is installed satisfies what is asked for."
 
-import re, shutil, subprocess, sys
+import re, runpy, shutil, subprocess, sys
 from configparser import ConfigParser
-from importlib.metadata import distribution, entry_points
+from importlib.metadata import distribution, entry_points, version
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from conftest import ROOT
 
@@ -31,6 +32,31 @@ def test_the_installed_package_asks_for_what_settings_list():
     assert distribution('fakeface').version == CFG['version'] and distribution('fakeface').metadata['Requires-Python'] == f'>={CFG["min_python"]}'
     command, = [e for e in entry_points(group='console_scripts') if e.name == 'fakeface']
     assert f'fakeface={command.value}' == CFG['console_scripts']
+
+def test_what_is_installed_is_what_is_asked_for():
+    "As a fresh resolver left it: every range of settings.ini holds, and no two packages contradict each other."
+    for r in map(Requirement, (CFG['requirements'] + ' ' + CFG['dev_requirements']).split()): assert r.specifier.contains(version(r.name), prereleases=True), f'{r}: {version(r.name)} is installed'
+    done = subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', 'check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+LOCKED = dict(line.split('==') for line in (ROOT/'constraints.txt').read_text(encoding='utf-8').splitlines() if not line.startswith('#'))
+
+def test_the_constraints_pin_all_that_is_asked_for_and_nothing_of_one_machine():
+    for r in map(Requirement, (CFG['requirements'] + ' ' + CFG['dev_requirements']).split()):
+        pinned = LOCKED[canonicalize_name(r.name)]
+        assert r.specifier.contains(pinned), f'{r}: {pinned} is pinned'
+    assert all(re.fullmatch(r'[\d.]+(post\d+|rc\d+)?', v) for v in LOCKED.values()) and not [n for n in LOCKED if n.startswith(('nvidia', 'cuda', 'triton', 'fakeface'))]
+
+def test_the_lock_is_made_from_what_is_installed():
+    made = runpy.run_path(str(ROOT/'docs'/'dependencies.py'))
+    run, whole, absent = made['collect']()
+    assert {'torch', 'pillow', 'tornado'} <= set(run) < set(whole) and 'pytest' in set(whole) - set(run) and 'fakeface' not in whole
+    assert [line for line in made['constraints'](whole, 3).splitlines() if line.startswith('pillow=')] == [f'pillow=={version("pillow")}']
+    assert made['kind']('LGPL-2.1') == 'LGPL' and made['kind']('AGPL-3.0') == 'AGPL' and made['kind']('GPL-2.0-only') == 'GPL' and made['kind']('BSD License') is None
+
+def test_every_pinned_package_has_its_licence_listed():
+    listed = dict(re.findall(r'^\| ([\w.-]+) \| \S+ \| (.*?) \| (?:run|dev) \|$', (ROOT/'docs'/'licences.md').read_text(encoding='utf-8'), re.M))
+    assert set(LOCKED) <= set(listed) and not [n for n, licence in listed.items() if re.search(r'\bA?GPL', licence)]
 
 def test_one_opencv(): assert sum('opencv' in r for r in CFG['requirements'].split()) == 1  # two would share one folder
 

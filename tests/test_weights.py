@@ -1,12 +1,13 @@
 "The weights that ship: they load, they are what the card says, and they judge as well as it says."
 
-import re
+import hashlib, re, shutil
 
 import pytest
 
-from fakeface.core import CLASSES
+from fakeface import detector as module
+from fakeface.core import CLASSES, FaceError
 from fakeface.detector import SHIPPED, Detector
-from fakeface.model import load_checkpoint
+from fakeface.model import check_seal, load_checkpoint, seal_path, write_seal
 from fakeface.report import evaluate_folder
 
 def card_rows():
@@ -25,6 +26,23 @@ def test_they_load_by_default():
     detector, (model, meta) = Detector.load(device='cpu'), load_checkpoint(SHIPPED)
     assert meta['classes'] == list(CLASSES) and detector.meta == meta and detector.threshold == meta['threshold']
     assert re.fullmatch('[0-9a-f]{64}', meta['manifest_sha256']) and meta['metrics']['valid_accuracy'] > .9
+
+def test_they_are_the_file_that_was_shipped():
+    check_seal(SHIPPED)
+    assert seal_path(SHIPPED).read_text() == f'{hashlib.sha256(SHIPPED.read_bytes()).hexdigest()}  model.safetensors\n'  # as sha256sum writes it
+
+def test_other_weights_in_their_place_are_refused(checkpoint, tmp_path, monkeypatch):
+    "A whole and valid checkpoint, but not the one that was shipped; named as a file it may be used."
+    monkeypatch.setattr(module, 'SHIPPED', tmp_path/'model.safetensors')
+    for p in (SHIPPED, seal_path(SHIPPED)): shutil.copy(p, tmp_path)
+    assert Detector.load(device='cpu').size == Detector.load(SHIPPED, 'cpu').size
+    shutil.copy(checkpoint, tmp_path/'model.safetensors')
+    for path in (None, module.SHIPPED):
+        with pytest.raises(FaceError, match='SHA-256') as e: Detector.load(path, 'cpu')
+        assert '\n' not in str(e.value)
+    assert Detector.load(checkpoint, 'cpu').size == 64
+    write_seal(module.SHIPPED)
+    assert Detector.load(device='cpu').size == 64
 
 def test_any_image_gets_an_answer(drawn):
     verdicts = Detector.load(device='cpu').explain(sorted((drawn/'test'/'real').iterdir()), whole=True)
