@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'FORMATS', 'SUFFIXES', 'MAX_FILES', 'printable',
            'FaceError', 'ImageError', 'read_bytes', 'opened', 'to_rgb', 'open_image', 'is_image', 'walk_images',
-           'Images', 'find_images', 'zip_images', 'zip_entry', 'atomic_write', 'save_json', 'load_json', 'digest',
-           'repo_path', 'commit', 'environment']
+           'Images', 'find_images', 'zip_images', 'zip_entry', 'atomic_write', 'save_json', 'load_json', 'ahead',
+           'digest', 'repo_path', 'commit', 'environment']
 
 # %% ../nbs/00_core.ipynb #3bf242ea
 import hashlib, io, json, os, platform, subprocess, warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
@@ -238,6 +240,22 @@ def load_json(
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise FaceError(f'{path}: missing; run the earlier step first') from None
     except ValueError as e: raise FaceError(f'{path}: damaged JSON ({e})') from None
+
+# %% ../nbs/00_core.ipynb #3596c907
+def ahead(
+    f,       # function of one item
+    items,   # iterable
+    workers, # threads
+    n        # results worked out before they are asked for, at most
+):
+    "`f` of each item, in order, worked out ahead in threads."
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for x in items:
+            waiting.append(pool.submit(f, x))
+            if len(waiting) > n: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_core.ipynb #dd855bb6
 def digest(
