@@ -95,7 +95,7 @@ def jpeg_quality(
     table = (getattr(im, 'quantization', None) or {}).get(0)
     if not table: return 0
     scale = 100 * sum(table) / STANDARD_SUM
-    return int(np.clip(round((200 - scale) / 2 if scale <= 100 else 5000 / scale), 1, 100))
+    return max(1, min(100, round((200 - scale) / 2 if scale <= 100 else 5000 / scale)))
 
 # %% ../nbs/01_data.ipynb #61b2e33e
 def dhash(

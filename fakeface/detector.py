@@ -104,6 +104,8 @@ class Detector:
         "A detector from a checkpoint file. Raises `FaceError` when it cannot be used."
         return cls(*load_checkpoint(path or SHIPPED), device)
 
+    def weights(self): return [digest(v.cpu().numpy().tobytes()) for v in self.model.state_dict().values()]  # which they are
+
     def look(self,
         crops  # uint8 tensor (N, 3, size, size)
     ):
@@ -385,8 +387,7 @@ def fingerprint(
     options    # what else the rows depend on
 ):
     "Eight hexadecimal digits that change when a verdict may."
-    weights = [digest(v.cpu().contiguous().numpy().tobytes()) for v in detector.model.state_dict().values()]
-    return digest(dict(weights=weights, meta=detector.meta, device=detector.device.type, version=__version__, options=options))[:8]
+    return digest(dict(weights=detector.weights(), meta=detector.meta, device=detector.device.type, version=__version__, options=options))[:8]
 
 def own_part(
     path,  # of the table
