@@ -41,6 +41,7 @@ def test_the_command_takes_it_for_weights(exported, checkpoint, drawn, tmp_path,
         told.append([line.split(',') for line in (tmp_path/'out.csv').read_text().splitlines()[1:]])
     assert [(a[0], a[1], a[3]) for a in told[0]] == [(b[0], b[1], b[3]) for b in told[1]] and max(abs(float(a[2]) - float(b[2])) for a, b in zip(*told)) < 1e-5
     assert len(list((tmp_path/'onnx').iterdir())) == 12
+    capsys.readouterr()
     for more in (['--heatmaps', str(tmp_path/'x'), '--method', 'hirescam'], ['--device', 'cuda']):
         assert main(['predict', str(drawn/'test'), '--weights', str(exported), *more]) == 2 and said(capsys).count('\n') == 1
 
