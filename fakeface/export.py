@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FLOAT', 'UINT8', 'DOUBLE', 'need_onnx', 'Graph', 'build_graph', 'export_onnx', 'OnnxDetector', 'load_detector',
-           'calibration_paths', 'Calibration', 'quantize', 'agreement']
+           'calibration_paths', 'Calibration', 'quiet', 'quantize', 'agreement']
 
 # %% ../nbs/11_export.ipynb #dd373daa
-import json, os, tempfile, time
+import json, logging, os, tempfile, time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -133,6 +134,14 @@ class Calibration:
     def __init__(self, paths, size): self.images = (dict(image=fit_to(torch.from_numpy(open_image(p, p)), size)[None].numpy()) for p in paths)
     def get_next(self): return next(self.images, None)
 
+
+@contextmanager
+def quiet():  # it asks for a preparation that a graph without redundant nodes does not need
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try: yield
+    finally: logging.disable(before)
+
 # %% ../nbs/11_export.ipynb #46335b0b
 def quantize(
     src,         # .onnx from `export_onnx`
@@ -149,7 +158,7 @@ def quantize(
     model = onnx.load(src)
     size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
     last = [n.name for n in model.graph.node if 'maps' in n.output]  # two outputs: nothing to gain
-    with tempfile.TemporaryDirectory() as d:
+    with tempfile.TemporaryDirectory() as d, quiet():
         quantize_static(src, f'{d}/int8.onnx', Calibration(paths, size), op_types_to_quantize=['Conv', 'Add', 'MaxPool'], per_channel=True, activation_type=QuantType.QUInt8,
                         weight_type=QuantType.QInt8, nodes_to_exclude=last + [n.name for n in model.graph.node if 'logits' in n.output] + list(keep), calibrate_method=CalibrationMethod[method])
         with atomic_write(path, 'wb') as f: f.write(Path(f'{d}/int8.onnx').read_bytes())
