@@ -6,15 +6,18 @@
 __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_SIDE', 'MAX_READS', 'MAX_BLOCKS', 'MAX_VALUES',
            'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
            'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'opened', 'to_rgb',
-           'open_image', 'is_image_name', 'find_images', 'zip_images', 'zip_entry', 'atomic_write', 'save_json',
-           'load_json', 'digest', 'repo_path', 'commit', 'environment']
+           'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
+           'atomic_write', 'save_json', 'load_json', 'ahead', 'digest', 'repo_path', 'commit', 'environment']
 
 # %% ../nbs/00_core.ipynb #3bf242ea
 import hashlib, io, json, os, platform, subprocess, warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from struct import calcsize, iter_unpack, unpack_from
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -192,19 +195,44 @@ def is_image_name(
     return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
 
 # %% ../nbs/00_core.ipynb #3ac49bfe
+def walk_images(
+    folder  # searched with its subfolders, links to folders excepted
+):
+    "Image files in a folder as `Path`, one at a time, ordered by path. Subfolders that may not be read are passed over."
+    try: entries = sorted(os.scandir(folder), key=lambda e: e.name + '/' * e.is_dir(follow_symlinks=False))  # a/x comes after a.jpg
+    except OSError: return
+    for e in entries:
+        if e.is_dir(follow_symlinks=False): yield from walk_images(e.path)
+        elif is_image_name(p := Path(e.path)) and p.is_file(): yield p
+
+# %% ../nbs/00_core.ipynb #c1bb46c5
+class Images:
+    "The image files under paths as an iterable that can be walked again and again, each file once; raises `FaceError` for a path that does not exist or a folder without images."
+    def __init__(self,
+        paths,   # one path or several: files are taken as they are, folders searched for image suffixes
+        start=0, # the first of them wanted
+        step=1   # 2: every other one, and so on
+    ): self.paths, self.start, self.step = [paths] if isinstance(paths, (str, Path)) else list(paths), start, step
+
+    def walk(self):
+        seen = set() if len(self.paths) > 1 else None
+        for p in map(Path, self.paths):
+            try: p.stat()
+            except (OSError, ValueError) as e: raise FaceError(f'{p}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
+            n = 0
+            for n, q in enumerate(walk_images(p) if p.is_dir() else [p], 1):
+                if seen is None or q not in seen: yield q
+                if seen is not None: seen.add(q)
+            if not n: raise FaceError(f'{p}: no images in this folder ({" ".join(SUFFIXES)})')
+
+    def __iter__(self): return islice(self.walk(), self.start, None, self.step)
+    def __len__(self): return sum(1 for _ in self)
+
 def find_images(
     paths  # one path or several: files are taken as they are, folders searched for image suffixes
 ):
     "Image files under `paths` as a list of `Path`, each once. Raises `FaceError` for a path that does not exist or a folder without images."
-    found = {}
-    for p in [paths] if isinstance(paths, (str, Path)) else paths:
-        p = Path(p)
-        try: p.stat()
-        except (OSError, ValueError) as e: raise FaceError(f'{p}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
-        here = [p] if not p.is_dir() else sorted((q for q in p.rglob('*') if is_image_name(q) and q.is_file()), key=lambda q: q.as_posix())
-        if not here: raise FaceError(f'{p}: no images in this folder ({" ".join(SUFFIXES)})')
-        found.update(dict.fromkeys(here))
-    return list(found)
+    return list(Images(paths).walk())
 
 # %% ../nbs/00_core.ipynb #bfe14f19
 MAX_FILES, MAX_ENTRIES = 1000, 20_000  # of one archive: images, and entries of any kind
@@ -275,6 +303,22 @@ def load_json(
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise FaceError(f'{path}: missing; run the earlier step first') from None
     except ValueError as e: raise FaceError(f'{path}: damaged JSON ({e})') from None
+
+# %% ../nbs/00_core.ipynb #3596c907
+def ahead(
+    f,       # function of one item
+    items,   # iterable
+    workers, # threads
+    n        # results worked out before they are asked for, at most
+):
+    "`f` of each item, in order, worked out ahead in threads."
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for x in items:
+            waiting.append(pool.submit(f, x))
+            if len(waiting) > n: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_core.ipynb #dd855bb6
 def digest(

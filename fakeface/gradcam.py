@@ -31,7 +31,7 @@ def evidence(
     x       # input (N, 3, H, W)
 ):
     "`(logits, maps)`: (N, 2) and (N, 2, H/32, W/32); the mean of a map plus the bias of its class is its logit. Safe under threads: no hooks."
-    maps = torch.einsum('nchw,kc->nkhw', features(model, x), model.fc.weight)
+    maps = torch.einsum('nchw,kc->nkhw', features(model, x).to_dense(), model.fc.weight)  # dense already, unless x is in oneDNN's order
     return maps.mean((2, 3)) + model.fc.bias, maps
 
 # %% ../nbs/05_gradcam.ipynb #6379840f

@@ -11,7 +11,7 @@ from fakeface.cli import main, parser
 from fakeface.detector import COLUMNS, Detector
 from fakeface.model import load_checkpoint, save_checkpoint
 
-COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'app', 'ship', 'try')
+COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'export', 'app', 'ship', 'try')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
                 number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
@@ -246,3 +246,4 @@ def test_audit(cli, world, tmp_path):
     shutil.copytree(world/'faces', tmp_path/'faces'); shutil.copyfile(world/'broken.jpg', tmp_path/'faces'/'test'/'fake'/'00000.jpg')
     code, out, err = cli('audit', tmp_path/'faces')
     assert code == 0 and 'passed over: test/fake/00000.jpg: damaged' in out and '54 images usable' in out and 'JPEG' in out
+    assert cli('audit', '--headers', tmp_path/'faces')[1].splitlines()[-1] == '56 images with a sound header, 0 passed over'
