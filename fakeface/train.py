@@ -150,7 +150,7 @@ def make_optimizer(
     "The optimizer of a recipe. Raises `FaceError` for an unknown name."
     kinds = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
     if name not in kinds: raise FaceError(f'optimizer {name!r} is not one of {", ".join(kinds)}')
-    return kinds[name](model.parameters(), lr, weight_decay=weight_decay, **(dict(fused=True) if fused else dict(foreach=True)))
+    return kinds[name](model.parameters(), lr, weight_decay=weight_decay, fused=fused or None)
 
 # %% ../nbs/03_train.ipynb #f4267938
 def make_schedule(
