@@ -300,7 +300,7 @@ def fit(
     "Train, keep the weights of one epoch, and return the history as a DataFrame, one row an epoch."
     if epochs < 1: raise FaceError(f'epochs={epochs}: at least one is needed')
     (rank, n), net = world(), model.to(device, memory_format=torch.channels_last)
-    if n > 1: net = DistributedDataParallel(share_statistics(model, device), broadcast_buffers=False, gradient_as_bucket_view=True)
+    if n > 1: net = DistributedDataParallel(share_statistics(model, device), gradient_as_bucket_view=True)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = averaged(model, ema)
     judged = average.module if ema else model

@@ -22,7 +22,7 @@ from fakeface.train import Faces, Resident, train_run
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 SETTINGS = {n: v for n, (v, _) in defaults('03_train').items() if n != 'run_dir'} | dict(
-    epochs=2, batch_size=8, lr=1e-3, crop=40, rotate=5, jpeg_p=.5, noise_p=.5, ema=.8, ramp=1, precision='fp32', device='cpu', workers=0, processes=2)
+    epochs=2, batch_size=8, lr=1e-4, crop=40, rotate=5, jpeg_p=.5, noise_p=.5, ema=.8, ramp=1, precision='fp32', device='cpu', workers=0, processes=2)
 PLAIN = dict(epochs=1, crop=0, flip=False, rotate=0, jpeg_p=0., noise_p=0., ramp=0)
 
 @pytest.fixture(scope='module')
@@ -48,10 +48,9 @@ def go(d, processes, **kw):
 def two(make): return go(make('two'), 2)
 
 def close(a, b):
-    "Two trainings whose sums were added up in another order. Adam's first steps are the sign of the gradient, so single weights may part where it is almost zero; the losses and the statistics may not."
-    for x, y in zip(a['history'], b['history'], strict=True):
-        assert x['train_loss'] == pytest.approx(y['train_loss'], rel=2e-3) and x['valid_loss'] == pytest.approx(y['valid_loss'], rel=2e-3) and x['lr'] == y['lr'], (x, y)
-    for k in ('bn1.running_mean', 'bn1.running_var', 'layer4.1.bn2.running_var'): assert torch.allclose(a['model'][k], b['model'][k], rtol=.02, atol=1e-3), k
+    "Two trainings whose sums were added up in another order. Adam turns what is almost zero into whole steps, so the difference grows with every step."
+    for x, y, rel in zip(a['history'], b['history'], (5e-4, 1e-2), strict=True):
+        assert x['train_loss'] == pytest.approx(y['train_loss'], rel=rel) and x['valid_loss'] == pytest.approx(y['valid_loss'], rel=rel) and x['lr'] == y['lr'], (x, y)
 
 def same(a, b):
     "Bit for bit."
@@ -75,11 +74,18 @@ def test_two_processes_follow_the_curve_of_one(make, two):
     close(one, two)
     assert one['history'][0]['train_loss'] != one['history'][1]['train_loss'] and one['key'] == two['key']
 
-def test_without_random_augmentation_they_follow_the_plain_training(make):
-    train_run(d := make('plain'), SETTINGS | PLAIN | dict(processes=0), torch.device('cpu'))
-    many = go(make('many'), 2, **PLAIN)
-    close(left(d), many)
-    assert left(d)['key'] != many['key']  # one does not go on from the other
+def test_a_step_of_two_processes_is_the_step_of_one(make):
+    "25 images as 13 and 12: loss, gradients, learned statistics and validation agree with the plain training in one process."
+    kw = PLAIN | dict(batch_size=25, schedule='constant')
+    train_run(d := make('plain'), SETTINGS | kw | dict(processes=0), torch.device('cpu'))
+    many, plain = go(make('many'), 2, **kw), left(d)
+    h, g = many['history'][0], plain['history'][0]
+    assert h['train_loss'] == pytest.approx(g['train_loss'], rel=1e-5) and h['valid_loss'] == pytest.approx(g['valid_loss'], rel=1e-3) and h['train_accuracy'] == pytest.approx(g['train_accuracy'])
+    for i, state in plain['optimizer']['state'].items():  # a tenth of the gradient
+        assert (state['exp_avg'] - many['optimizer']['state'][i]['exp_avg']).norm() <= 1e-3 * state['exp_avg'].norm() + 1e-7, i
+    for k, v in plain['model'].items():
+        if 'running' in k: assert torch.allclose(v, many['model'][k], rtol=1e-3, atol=1e-5), k
+    assert plain['key'] != many['key']  # one does not go on from the other
 
 def test_a_killed_process_ends_the_job_in_one_line_and_the_run_goes_on(make, two):
     "Killed in the second epoch; the same command ends where a run without a kill ends, bit for bit."
