@@ -7,7 +7,7 @@ __all__ = ['world', 'quiet', 'Share', 'gathered', 'Sum', 'SharedBatchNorm', 'sha
            'rank_main']
 
 # %% ../nbs/02_parallel.ipynb #d232a1a9
-import json, logging, os, sys, threading, time, uuid
+import logging, os, signal, sys, threading, time, uuid
 from itertools import chain
 
 import numpy as np
@@ -110,12 +110,11 @@ def told(
     failures # {rank: ProcessFailure}, as torch's launcher reports them
 ):
     "What made a training with several processes end, in one line; None when it was none of the user's business."
-    killed = {r: f for r, f in failures.items() if f.exitcode < 0}
-    if killed:
-        rank, f = min(killed.items())
-        return f'training process {rank} was killed ({f.signal_name()}); the epochs before are kept, the same run goes on after them when it is resumed'
+    killed = [f'training process {r} was killed ({f.signal_name()}); the epochs before are kept, the same run goes on after them when it is resumed'
+              for r, f in sorted(failures.items(), key=lambda rf: (rf[1].exitcode == -signal.SIGTERM, rf[0])) if f.exitcode < 0]
     said = [f.message.get('message', '') if isinstance(f.message, dict) else f.message for f in failures.values()]
-    return next((s.split(': ', 1)[1] for s in said if s.startswith(('FaceError: ', 'ImageError: '))), None)
+    mend = [s.split(': ', 1)[1] for s in said if s.startswith(('FaceError: ', 'ImageError: '))]
+    return next(iter(mend + killed), None)
 
 # %% ../nbs/02_parallel.ipynb #3c7b7576
 def launch(

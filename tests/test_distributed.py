@@ -110,9 +110,9 @@ def test_the_step_of_the_pipeline(make):
     d = make('step')
     run_step('03_train', SETTINGS | PLAIN | dict(copies=''), d)
     meta = load_checkpoint(d/'model.safetensors')[1]
-    history, said = pd.read_csv(d/'history.csv'), (d/'03_train.ipynb').read_text()
+    history = pd.read_csv(d/'history.csv')
     assert history.train_loss.tolist() == [h['train_loss'] for h in left(d)['history']] and meta['metrics']['n_valid'] == 11
-    assert '2 processes' in said and 'resuming after epoch 1' in said  # trained there, not here
+    assert 'resuming after epoch 1' in (d/'03_train.ipynb').read_text()  # trained there, not in the notebook
 
 @pytest.mark.parametrize('args, env, told', [(['no/run'], dict(RANK='0'), 'not a run'), (['RUN'], {}, 'train.processes is 0')], ids=['no run', 'no processes'])
 def test_torchrun_on_what_cannot_be_trained(make, args, env, told):
