@@ -64,17 +64,17 @@ class SharedBatchNorm(nn.BatchNorm2d):
     "BatchNorm2d that trains on the statistics of the batch of all processes together: (N, C, H, W) to the same, N may be 0."
     def forward(self, x):
         if not self.training: return super().forward(x)
-        f, count = x.float(), x.numel() / x.shape[1]
+        f, count = x.to(torch.promote_types(x.dtype, torch.float32)), x.numel() / x.shape[1]
         var, mean = torch.var_mean(f, (0, 2, 3), correction=0) if count else (f.sum((0, 2, 3)),) * 2  # nothing, but a part of the graph
         var, mean = var.double(), mean.double()  # so that the difference below loses nothing
         sums = Sum.apply(torch.cat([count * mean, count * (var + mean**2), mean.new_tensor([count])]))
         mean, var = (sums[:-1] / sums[-1]).chunk(2); var = var - mean**2
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.float(), self.momentum)
-            self.running_var.lerp_((var * sums[-1] / (sums[-1] - 1)).float(), self.momentum)
-        scale = self.weight * (var + self.eps).rsqrt().float()
-        return torch.addcmul((self.bias - mean.float() * scale)[:, None, None], f, scale[:, None, None]).to(x.dtype)
+            self.running_mean.lerp_(mean.to(f), self.momentum)
+            self.running_var.lerp_((var * sums[-1] / (sums[-1] - 1)).to(f), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt().to(f)
+        return torch.addcmul((self.bias - mean.to(f) * scale)[:, None, None], f, scale[:, None, None]).to(x.dtype)
 
 # %% ../nbs/02_parallel.ipynb #ddbd927e
 def share_statistics(

@@ -75,17 +75,52 @@ def test_two_processes_follow_the_curve_of_one(make, two):
     assert one['history'][0]['train_loss'] != one['history'][1]['train_loss'] and one['key'] == two['key']
 
 def test_a_step_of_two_processes_is_the_step_of_one(make):
-    "25 images as 13 and 12: loss, gradients, learned statistics and validation agree with the plain training in one process."
+    "25 images as 13 and 12: loss, learned statistics and validation agree with the plain training in one process."
     kw = PLAIN | dict(batch_size=25, schedule='constant')
     train_run(d := make('plain'), SETTINGS | kw | dict(processes=0), torch.device('cpu'))
     many, plain = go(make('many'), 2, **kw), left(d)
     h, g = many['history'][0], plain['history'][0]
     assert h['train_loss'] == pytest.approx(g['train_loss'], rel=1e-5) and h['valid_loss'] == pytest.approx(g['valid_loss'], rel=1e-3) and h['train_accuracy'] == pytest.approx(g['train_accuracy'])
-    for i, state in plain['optimizer']['state'].items():  # a tenth of the gradient
-        assert (state['exp_avg'] - many['optimizer']['state'][i]['exp_avg']).norm() <= 1e-3 * state['exp_avg'].norm() + 1e-7, i
     for k, v in plain['model'].items():
-        if 'running' in k: assert torch.allclose(v, many['model'][k], rtol=1e-3, atol=1e-5), k
+        if 'running' in k: assert torch.allclose(v, many['model'][k], rtol=1e-4, atol=1e-5), k
     assert plain['key'] != many['key']  # one does not go on from the other
+
+ONE_EPOCH = """
+import json, sys, torch
+from fakeface.data import load_manifest
+from fakeface.model import build_model
+from fakeface.parallel import *
+from fakeface.train import *
+
+class Double(torch.nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(x.double())
+
+def gradients(run, out):
+    rank, n = world()
+    model = Double(build_model('random')[0].double())
+    net = torch.nn.parallel.DistributedDataParallel(share_statistics(model, torch.device('cpu'))) if n > 1 else model
+    opt = torch.optim.SGD(model.parameters(), 1e-3)
+    faces = Faces(json.load(open(run + '/data.json'))['root'], load_manifest(run + '/manifest.csv').head(7), 64)
+    told = train_epoch(net, loader(faces, 5), True, opt, make_schedule(opt, 'constant'), torch.amp.GradScaler('cpu', enabled=False), torch.device('cpu'), torch.float32, .1)
+    if not rank: torch.save(dict(told=torch.tensor(told), **{k: p.grad for k, p in model.named_parameters()}), out)
+
+def work(*given): join(torch.device('cpu')); gradients(*given)
+if __name__ == '__main__': rank_main(work, *sys.argv[1:], quiet=True)
+"""
+
+def test_gradients_of_three_processes_are_those_of_one(make, monkeypatch, tmp_path):
+    """A batch of 5 and one of 2, in shares of 2, 2, 1 and 1, 1, 0 images, in double precision: in single precision the order of a sum decides on which side of zero a ReLU
+    falls, and that is a thousandth of a gradient."""
+    (tmp_path/'one_epoch.py').write_text(ONE_EPOCH)
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), str(ROOT)])); monkeypatch.syspath_prepend(tmp_path)
+    d = str(make('double'))
+    import one_epoch
+    one_epoch.gradients(d, tmp_path/'one')
+    launch('one_epoch', [d, str(tmp_path/'three')], 3)
+    one, three = torch.load(tmp_path/'one'), torch.load(tmp_path/'three')
+    assert len(one) == 63
+    for k, v in one.items(): assert torch.allclose(v, three[k], rtol=1e-4, atol=1e-6 * v.abs().max().item()), k
 
 def test_a_killed_process_ends_the_job_in_one_line_and_the_run_goes_on(make, two):
     "Killed in the second epoch; the same command ends where a run without a kill ends, bit for bit."
