@@ -328,7 +328,7 @@ def robustness_folder(
     for p in files.path:
         try: open_image(Path(root)/p, p); good.append(True)
         except ImageError: good.append(False)
-    judged = first_of_each(files[good], images)
+    judged = first_of_each(files[np.array(good, bool)], images)
     if judged.label.nunique() < 2: raise FaceError(f'{root}: {f"split {split!r}" if split else "the folder"} needs readable images of both classes')
     result = leave_robustness(out, root, judged, models, copies, **how)
     first = f'{result["n"]} images of {source_name(root)!r}, {len(models)} model{"s" if len(models) > 1 else ""}, {len(copies)} ways of corrupting a file.'

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import logit
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 from .core import *
 from .corrupt import VERSIONS
@@ -69,9 +69,10 @@ def effect(
     fake, n, was, now = np.asarray(labels) == 'fake', len(labels), stance(before, band), stance(after, band)
     right, sure = (after >= threshold) == fake, now != 0
     moved = logit(np.clip(after, 1e-12, 1 - 1e-12)) - logit(np.clip(before, 1e-12, 1 - 1e-12))
+    auc = lambda y, s: dict(auc=(rankdata(s)[y].mean() - (y.sum() + 1) / 2) / (~y).sum())  # by ranks: many times faster than by a curve
     low, high = ece_if_perfect(after, min(bootstrap, 500), seed)
     return dict(accuracy=share(right.sum(), n), caught=share(right[fake].sum(), fake.sum()), cleared=share(right[~fake].sum(), (~fake).sum()),
-                auc=bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), fake, after, bootstrap, seed)['auc'], calibration=dict(ece=ece(fake, after), low=low, high=high),
+                auc=bootstrap_all(auc, fake, after, bootstrap, seed)['auc'], calibration=dict(ece=ece(fake, after), low=low, high=high),
                 answered=share(sure.sum(), n), wrong=share((sure & ~right).sum(), sure.sum()), changed=share((now != was).sum(), n), flipped=share((now * was < 0).sum(), n),
                 drift={c: [float(q) for q in np.quantile(moved[np.asarray(labels) == c], [.5, .05, .95])] for c in CLASSES})
 
