@@ -217,7 +217,7 @@ def test_the_report_of_a_folder_shows_clusters_and_what_the_errors_rest_on(detec
     "Of a function from elsewhere nothing is seen inside, and what an earlier evaluation left is not shown as its own."
     evaluate_folder(detector, drawn, 'test', 20, progress=False, out=tmp_path)
     ours, (page, c), wrong = plt.imread(tmp_path/'figures'/'errors.png'), ((tmp_path/'report.html').read_text(), load_json(tmp_path/'clusters.json')), pd.read_csv(tmp_path/'errors.csv')
-    assert len(wrong) and sum(r['n'] for r in c['table']) == 12 and sum(r['k'] for r in c['table']) == len(wrong) and 'number marks the middle of its cluster' in page
+    assert len(wrong) and sum(r['n'] for r in c['table']) == 12 and sum(r['k'] for r in c['table']) == len(wrong) and 'number stands to the upper right of the middle of its cluster' in page
     evaluate_folder(lambda paths: pd.read_csv(tmp_path/'predictions.csv').p_fake.to_numpy(), drawn, 'test', 20, progress=False, out=tmp_path)
     theirs = plt.imread(tmp_path/'figures'/'errors.png')
     assert theirs.shape[0] < .7 * ours.shape[0]  # no heatmaps below the images
