@@ -378,7 +378,7 @@ def plot_map(
         for wrong, style in ((False, dict(s=14, facecolors='none', edgecolors=INK[c], linewidths=.7, alpha=.7)), (True, dict(s=46, color=INK[c], edgecolors='k', linewidths=1.2, zorder=3))):
             g = judged[(judged.label == c) & (judged.wrong == wrong)]
             if len(g): ax.scatter(g.x, g.y, marker=mark, label=f'{c}, {"misjudged" if wrong else "rightly judged"}: {len(g)}', **style)
-    for c, g in judged.groupby('cluster'): ax.annotate(f'{c}', (g.x.mean(), g.y.mean()), ha='center', va='center', weight='bold', zorder=4, bbox=dict(boxstyle='circle,pad=.25', fc='w', ec='k', alpha=.85))
+    for c, g in judged.groupby('cluster'): ax.annotate(f'{c}', (g.x.mean(), g.y.mean()), xytext=(14, 10), textcoords='offset points', ha='center', va='center', weight='bold', fontsize=9, bbox=dict(boxstyle='circle,pad=.2', fc='w', ec='k'))
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2, fontsize=7, frameon=False)
     ax.set(xlabel=f'first principal component ({100 * shares[0]:.1f} % of the variance)', ylabel=f'second ({100 * shares[1]:.1f} %)')
 

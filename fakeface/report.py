@@ -117,7 +117,7 @@ def cluster_parts(
     return [dict(text='Which images are alike to the model? k-means clusters of the 512 numbers that its last layer is given. These numbers hold the verdict too, so a cluster between the classes has more errors by its nature; '
                       'what its images share beside that is for the eye to find. ' + CLAIM),
             figure(run_dir, 'clusters', f'Left, every image in the plane of the two directions that hold most of the variance ({100 * sum(c["shares"]):.0f} % of it): circles are fakes, squares real images, filled and framed ones '
-                                        'misjudged; a number marks the middle of its cluster. Right, the six images of each cluster that are nearest its centre.'),
+                                        'misjudged; a number stands to the upper right of the middle of its cluster. Right, the six images of each cluster that are nearest its centre.'),
             table(pd.DataFrame(rows), index=False), *(dict(text=t) for t in c['text'])]
 
 # %% ../nbs/11_report.ipynb #ddd848ec

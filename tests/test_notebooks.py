@@ -68,7 +68,8 @@ def test_steps_have_parameters_and_run_sections():
         assert len(tagged) == 1 and any(source(c).startswith('## Run') for c in cells(path, 'markdown'))
         lines = source(tagged[0]).splitlines()
         assert all(re.fullmatch(r'\w+ = .+  +# .+|\w+ = .+ # .+', line) for line in lines), lines  # every setting has a comment
-        assert 'run_dir' in defaults(s) and len(defaults(s)) == len(lines)
+        assert 'run_dir' in defaults(s) and defaults(s)['quick'][0] is False and re.search(r'^if quick: |, quick\)$', '\n'.join(map(source, cells(path))), re.M)
+        assert len(defaults(s)) == len(lines)
     assert [p.stem for p in NUMBERED if any('parameters' in c['metadata'].get('tags', []) for c in cells(p))] == list(STEPS)
 
 def test_profiles_resolve():

@@ -173,7 +173,7 @@ def test_the_repository_stays_as_it_was(runs):
 def test_report(runs):
     page = (runs.whole.dir/'report.html').read_text()
     correct = json.loads((runs.whole.dir/'metrics.json').read_text())['metrics']['accuracy']
-    assert '<strong>Quick.</strong>' in page and '11_report' in page and 'number marks the middle of its cluster' in page and 'is shown to be truer' in page and 'equals the logit to within' in page
+    assert '<strong>Quick.</strong>' in page and '11_report' in page and 'number stands to the upper right of the middle of its cluster' in page and 'is shown to be truer' in page and 'equals the logit to within' in page
     assert 'generated stand-in' in page and f'{100 * correct["value"]:.1f} %' in page and 'adamw' in page
     assert page.count('data:image/png;base64,') >= 8 and all(f'<h2>{h}</h2>' in page for h in ('Numbers', 'Robustness', 'Training')) and 'Of 12 images in 9 versions' in page
     assert not re.search(r'<(script|link|iframe)\b|\b(src|href)="(?!data:|#)|url\(|@import', page)  # nothing is fetched
