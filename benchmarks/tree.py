@@ -5,7 +5,7 @@ is shown beside that of the same work on a tenth of the files: what grows with t
 because files, rows and memory are what is measured, not the network. 'files/s' is by elapsed time, 'a processor second' by processor time, which other programs on the
 machine disturb less.
 
-example: python benchmarks/tree.py --n 140000 --judged 100000"""
+example: python benchmarks/tree.py --n 140000"""
 import argparse, io, json, os, pathlib, resource, subprocess, sys, tempfile, time
 import numpy as np
 from PIL import Image
@@ -21,38 +21,36 @@ def make(root, n, tenth):
         (root/where/f'{i:06d}.jpg').write_bytes(f.getvalue())
         if i % 100 < 10: os.link(root/where/f'{i:06d}.jpg', tenth/where/f'{i:06d}.jpg')
 
-def listing(root, judged):
+def listing(root):
     from fakeface.data import list_images
     return len(list_images(root))
 
-def headers(root, judged):
+def headers(root):
     from fakeface.data import audit_headers
     table, passed = audit_headers(root)
     return int(table.images.sum())
 
-def sampling(root, judged):
+def sampling(root):
     from fakeface.data import sample
     return len(sample(root, dict(train=600, valid=200, test=200))[0])
 
-def hashing(root, judged):
+def hashing(root):
     from fakeface.data import sample
     return len(sample(root, dict(train=0, valid=0, test=0))[0])
 
-def judging(root, judged):
+def judging(root):
     import tempfile
     from fakeface.core import Images
     from fakeface.detector import Detector, judge_into
     from fakeface.model import build_model, metadata
-    class Few(Images):
-        def walk(self): from itertools import islice; return islice(super().walk(), judged)
-    with tempfile.TemporaryDirectory() as d: return judge_into(Detector(build_model('random')[0], metadata(size=32), 'cpu'), f'{d}/out.csv', Few(root), whole=True).total()
+    with tempfile.TemporaryDirectory() as d: return judge_into(Detector(build_model('random')[0], metadata(size=32), 'cpu'), f'{d}/out.csv', Images(root), whole=True).total()
 
 PHASES = dict(listing=listing, headers=headers, sampling=sampling, hashing=hashing, judging=judging)
 SAYS = dict(listing='listing all', headers='all headers (`audit --headers`)', sampling='sampling 1,000 of them', hashing='decoding, hashing and comparing all (`audit`, in parallel)', judging='judging into a CSV')
 
-def measured(phase, root, judged):
+def measured(phase, root):
     "What a process of its own says of one phase."
-    done = subprocess.run([sys.executable, __file__, '--phase', phase, '--root', root, '--judged', str(judged)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, __file__, '--phase', phase, '--root', root], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 def main(a):
@@ -60,14 +58,14 @@ def main(a):
         import fakeface.data  # importing is no part of it
         if a.phase == 'judging': import fakeface.detector
         t, c = time.perf_counter(), time.process_time()
-        n = PHASES[a.phase](pathlib.Path(a.root), a.judged)
+        n = PHASES[a.phase](pathlib.Path(a.root))
         return print(json.dumps(dict(n=n, s=time.perf_counter() - t, cpu=time.process_time() - c, mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)))
     with tempfile.TemporaryDirectory(dir=a.dir) as d:
         root, tenth = pathlib.Path(d)/'tree', pathlib.Path(d)/'tenth'
         t = time.perf_counter(); make(root, a.n, tenth); print(f'{a.n} files made in {time.perf_counter() - t:.0f} s', file=sys.stderr)
         rows = ['| what | files | seconds | files/s | a processor second | peak memory | with a tenth of the files |', '| --- | --- | --- | --- | --- | --- | --- |']
         for p in a.only or PHASES:
-            few, all_ = (measured(p, r, j) for r, j in ((tenth, a.judged // 10), (root, a.judged)))
+            few, all_ = (measured(p, r) for r in (tenth, root))
             rows.append(f'| {SAYS[p]} | {all_["n"]:,} | {all_["s"]:.1f} | {all_["n"] / all_["s"]:,.0f} | {all_["n"] / all_["cpu"]:,.0f} | {all_["mb"]:.0f} MB | {few["mb"]:.0f} MB |')
             print(rows[-1], file=sys.stderr)
     from predict import machine
@@ -78,7 +76,6 @@ def main(a):
     if a.readme: fill(repo_path('README.md'), 'tree', text)
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('--n', type=int, default=140_000, metavar='N', help='files of the tree; default: 140000')
-p.add_argument('--judged', type=int, default=100_000, metavar='N', help='of them judged; default: 100000')
 p.add_argument('--only', nargs='*', choices=PHASES, help='only these lines')
 p.add_argument('--dir', help='where the tree is made; default: the folder for temporary files')
 p.add_argument('--readme', action='store_true', help='also write the table into README.md')
