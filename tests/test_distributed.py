@@ -136,6 +136,16 @@ def test_a_killed_process_ends_the_job_in_one_line_and_the_run_goes_on(make, two
     assert not any(p.is_running() for p in ranks) and len(left(d)['history']) == 1
     assert same(go(d, 2), two)
 
+def test_torchrun_by_hand_and_its_death(make, two):
+    "With the settings of the run; when torchrun itself is killed, no process goes on writing; then again, to the same end as through the launcher."
+    d = make('hand'); command = [Path(sys.executable).parent/'torchrun', '--standalone', '--nproc-per-node', '2', '-m', 'fakeface.train', str(d)]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (d/'last.ckpt').exists() and job.poll() is None: time.sleep(.005)
+    ranks = [p for p in psutil.Process(job.pid).children(recursive=True) if 'fakeface.train' in p.cmdline()]
+    job.kill(); job.wait()
+    assert len(ranks) == 2 and not psutil.wait_procs(ranks, timeout=60)[1] and len(left(d)['history']) == 1
+    assert subprocess.run(command, capture_output=True).returncode == 0 and same(left(d), two)
+
 def test_what_the_user_can_mend_is_told_in_one_line(make):
     with pytest.raises(FaceError, match='^loss is .* train.lr') as e: go(make('wild'), 2, lr=1e30, schedule='constant', epochs=1)
     assert '\n' not in str(e.value)
