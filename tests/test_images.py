@@ -152,11 +152,11 @@ def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struc
 def after_header(png, extra): return png[:33] + extra + png[33:]  # a PNG with more chunks
 
 @contextmanager
-def cheap():
-    "Fails when what it surrounds took over four seconds of processor time, which a bomb takes many times over, or 300 MB."
+def cheap(seconds=4):
+    "Fails when what it surrounds took over so many seconds of processor time, which a bomb takes many times over, or 300 MB."
     start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
-    assert time.process_time() - start < 4
+    assert time.process_time() - start < seconds
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB; its peak so far
 
 def inflating(n):
@@ -230,11 +230,11 @@ def test_a_tiff_of_a_million_tags():
     with cheap(): refused(data, 'too many pieces')
 
 def test_metadata_is_not_rewritten_when_an_image_is_turned():
-    "An EXIF block of 40 MB beside the rotation."
-    n = 40 * 2**20
+    "An EXIF block of 60 MB beside the rotation."
+    n = 60 * 2**20
     exif = b'II*\0\x08\0\0\0' + struct.pack('<H', 2) + struct.pack('<HHII', 0x112, 3, 1, 6) + struct.pack('<HHII', 0x9000, 3, n // 2, 38) + bytes(4 + n)
     data = after_header(encoded(Image.new('L', (8, 4)), 'PNG'), chunk(b'eXIf', exif))
-    with cheap(): assert open_image(data).shape == (3, 8, 4)
+    with cheap(2): assert open_image(data).shape == (3, 8, 4)
 
 @pytest.mark.parametrize('change', [lambda t: t + bytes(4), lambda t: t.replace(struct.pack('<HHII', 0x112, 3, 1, 6), struct.pack('<HHII', 0x112, 3, 1, 9)),
                                     lambda t: t.replace(struct.pack('<HHII', 0x112, 3, 1, 6), struct.pack('<HHI4s', 0x112, 2, 4, b'six')),
