@@ -89,9 +89,8 @@ def machine():
     return f'{name or platform.machine()}, {os.cpu_count()} logical cores, torch {torch.__version__} with {torch.get_num_threads()} threads' + (f', load {busy:.1f} at the end' if busy else '')
 
 def start(*command):
-    "Seconds that a fresh process takes."
-    t = time.perf_counter(); subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - t
+    "`(elapsed, processor)` seconds that a fresh process takes."
+    return spent(partial(subprocess.run, command, check=True, capture_output=True))[:2]
 
 def images(folder, n):
     "`(paths, ImageFolder, name)`: every so manieth image of a folder with class folders."
@@ -120,9 +119,10 @@ def main(a):
     (w, s, ratio, work), *_ = duel(partial(our_labels, detector, chosen, False), partial(our_labels, detector, chosen), a.rounds)
     lines.append(f'| the same labels for {k} images, faces searched against whole, both ours | {w:.1f} s | {s:.1f} s | {ratio:.1f} x | {work:.1f} x |')
     command = pathlib.Path(sys.executable).parent/'fakeface'
-    one, bare, helps = (statistics.median(start(*c) for _ in range(a.rounds)) for c in ((command, 'predict', paths[0]), (sys.executable, '-c', 'import torch'), (command, '--help')))
+    took = [np.median([start(*c) for _ in range(a.rounds)], 0) for c in ((command, 'predict', paths[0]), (sys.executable, '-c', 'import torch'), (command, '--help'))]
+    one, bare, helps = (f'{t:.1f} s ({c:.1f} s of processor time)' for t, c in took)
     table = '\n'.join(['| what | plain | ours | faster | less work |', '| --- | --- | --- | --- | --- |', *lines])
-    note = f'`fakeface predict one.jpg` takes {one:.1f} s, of which importing torch {bare:.1f} s; `fakeface --help` {helps:.1f} s. {machine()}. Images: {name}, median of {a.rounds} rounds.'
+    note = f'`fakeface predict one.jpg` takes {one}, `import torch` alone {bare}, `fakeface --help` {helps}. {machine()}. Images: {name}, median of {a.rounds} rounds.'
     print(f'{table}\n\n{note}')
     if a.readme: fill(repo_path('README.md'), 'speed', f'{table}\n\n{note}')
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
