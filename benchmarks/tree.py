@@ -69,15 +69,10 @@ def main(a):
             rows.append(f'| {SAYS[p]} | {all_["n"]:,} | {all_["s"]:.1f} | {all_["n"] / all_["s"]:,.0f} | {all_["n"] / all_["cpu"]:,.0f} | {all_["mb"]:.0f} MB | {few["mb"]:.0f} MB |')
             print(rows[-1], file=sys.stderr)
     from predict import machine
-    from fakeface.core import repo_path
-    from fakeface.report import fill
-    text = '\n'.join(rows) + f'\n\n{machine()}. A tree of {a.n:,} files.'
-    print(text)
-    if a.readme: fill(repo_path('README.md'), 'tree', text)
+    print('\n'.join(rows) + f'\n\n{machine()}. A tree of {a.n:,} files.')
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('--n', type=int, default=140_000, metavar='N', help='files of the tree; default: 140000')
 p.add_argument('--only', nargs='*', choices=PHASES, help='only these lines')
 p.add_argument('--dir', help='where the tree is made; default: the folder for temporary files')
-p.add_argument('--readme', action='store_true', help='also write the table into README.md')
 for hidden in ('--phase', '--root'): p.add_argument(hidden, help=argparse.SUPPRESS)
 if __name__ == '__main__': main(p.parse_args())
