@@ -128,7 +128,7 @@ def cmd_robustness(a):
     for c in copies: parse(c)
     if Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.images < 0: raise FaceError(f'--images {a.images}: must not be negative')
-    result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, copies, a.out, a.split, a.images, device=pick_device(a.device), workers=2)
+    result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, copies, a.out, a.split, a.images, device=pick_device(a.device))
     print(beside_table(result).to_string(index=False))
     print(f'{result["n"]} images, {result["unreadable"]} unreadable\nreport: {show(Path(a.out)/"report.html")}')
 

@@ -319,7 +319,8 @@ def robustness_folder(
     out,     # folder for copies.csv, robustness.json, figures and report.html
     split=None,   # only this split, if the data set has splits
     images=0,     # images judged, half of each class; 0: all
-    **how         # device, batch_size, workers, bootstrap, seed: see `leave_robustness`
+    workers=2,    # processes that decode and corrupt, if there are images enough to be worth it
+    **how         # device, batch_size, bootstrap, seed: see `leave_robustness`
 ):
     "What `leave_robustness` returns, with the number of images left out; also writes `report.html`. Raises `FaceError`."
     files, out = list_images(root), Path(out)
@@ -330,7 +331,7 @@ def robustness_folder(
         except ImageError: good.append(False)
     judged = first_of_each(files[np.array(good, bool)], images)
     if judged.label.nunique() < 2: raise FaceError(f'{root}: {f"split {split!r}" if split else "the folder"} needs readable images of both classes')
-    result = leave_robustness(out, root, judged, models, copies, **how)
+    result = leave_robustness(out, root, judged, models, copies, workers=workers if len(judged) > 64 else 0, **how)
     first = f'{result["n"]} images of {source_name(root)!r}, {len(models)} model{"s" if len(models) > 1 else ""}, {len(copies)} ways of corrupting a file.'
     with atomic_write(out/'report.html') as f:
         f.write(render('What is left after the journey', out.resolve().name, first, [dict(title='Robustness', parts=robustness_parts(out))], STANDIN if source_name(root) == 'standin' else ''))
