@@ -122,7 +122,7 @@ def main(a):
     took = [np.median([start(*c) for _ in range(a.rounds)], 0) for c in ((command, 'predict', paths[0]), (sys.executable, '-c', 'import torch'), (command, '--help'))]
     one, bare, helps = (f'{t:.1f} s ({c:.1f} s of processor time)' for t, c in took)
     table = '\n'.join(['| what | plain | ours | faster | less work |', '| --- | --- | --- | --- | --- |', *lines])
-    note = f'`fakeface predict one.jpg` takes {one}, `import torch` alone {bare}, `fakeface --help` {helps}. {machine()}. Images: {name}, median of {a.rounds} rounds.'
+    note = f'`fakeface predict one.jpg` takes {one}, `import torch` alone {bare}, its `--help` {helps}. {machine()}. Images: {name}, median of {a.rounds} rounds.'
     print(f'{table}\n\n{note}')
     if a.readme: fill(repo_path('README.md'), 'speed', f'{table}\n\n{note}')
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

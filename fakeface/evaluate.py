@@ -337,7 +337,7 @@ def slices(
     for c in table.columns.drop('wrong'):
         cut, none = pd.qcut(table[c], parts, duplicates='drop'), table[c].isna().to_numpy()
         parted = [((cut == part).to_numpy(), f'with {c} from {part.left:.3g} to {part.right:.3g}') for part in cut.cat.categories] + [(none, f'without {c}')] * bool(none.any())
-        if len(parted) > 1: rows += [grouped(wrong, members, name) for members, name in parted]
+        if len(parted) > 1: rows += [grouped(wrong, members, name) for members, name in parted if members.any()]  # ties may leave a quarter empty
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_evaluate.ipynb #56127093

@@ -334,7 +334,7 @@ def robustness_folder(
     result = leave_robustness(out, root, judged, models, copies, workers=workers if len(judged) > 64 else 0, **how)
     first = f'{result["n"]} images of {source_name(root)!r}, {len(models)} model{"s" if len(models) > 1 else ""}, {len(copies)} ways of corrupting a file.'
     with atomic_write(out/'report.html') as f:
-        f.write(render('What is left after the journey', out.resolve().name, first, [dict(title='Robustness', parts=robustness_parts(out))], STANDIN if source_name(root) == 'standin' else ''))
+        f.write(render('What is left after the journey', out.resolve().name, first, [dict(title='Robustness', parts=robustness_parts(out))], {'A stand-in.': STANDIN if source_name(root) == 'standin' else ''}))
     return result | dict(unreadable=len(files) - sum(good))
 
 # %% ../nbs/11_report.ipynb #5a5bf125

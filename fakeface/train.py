@@ -301,8 +301,7 @@ def fit(
     if epochs < 1: raise FaceError(f'epochs={epochs}: at least one is needed')
     (rank, n), net = world(), model.to(device, memory_format=torch.channels_last)
     if n > 1: net = DistributedDataParallel(share_statistics(model, device), gradient_as_bucket_view=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    average = averaged(model, ema)
+    scaler, average = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), averaged(model, ema)
     judged = average.module if ema else model
     parts = dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler) | (dict(average=average) if ema else {})
     history, best = restore(last, key, parts)
@@ -312,8 +311,7 @@ def fit(
         if n: train.dataset.seed = part_seed(seed, epoch)
         if ramp: degrade_share(train.dataset.augment, min(1, epoch / ramp))
         row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
-        row['train_loss'], row['train_accuracy'] = train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype,
-                                                               label_smoothing, f'epoch {epoch + 1}/{epochs}', average)
+        row['train_loss'], row['train_accuracy'] = train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype, label_smoothing, f'epoch {epoch + 1}/{epochs}', average)
         logits = gathered(predict_logits(judged, valid, normalize, device, dtype, 'validation'), valid.batch_sampler)
         if not np.isfinite(logits).all(): raise FaceError(f'weights are no longer finite after epoch {epoch + 1}; lower train.lr')
         row |= scores(logits, valid.dataset.targets)

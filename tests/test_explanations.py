@@ -51,7 +51,7 @@ def test_what_is_filled_in_comes_from_around_it(share):
     assert np.allclose(filled(flat, known), flat, atol=.02)
     out = filled(ramp, known)
     assert (out[known] == ramp[known]).all() and -.05 < out.min() and out.max() < 1.05
-    assert abs(out - ramp).mean() < {.1: .005, .5: .02, .9: .1}[share]
+    assert abs(out - ramp).mean() < {.1: .005, .5: .02, .9: .15}[share]  # a tenth of the places is known
 
 def test_equal_maps_support_no_claim_and_a_true_one_does():
     rng = np.random.default_rng(0)

@@ -73,7 +73,7 @@ def test_other_settings_start_afresh(train):
     assert same(model, train(epochs=1, seed=43)[0]) and history.epoch.tolist() == [1] and not same(model, other)
 
 def test_early_stopping_keeps_the_best_epoch(train, drawn, manifest):
-    kw = dict(epochs=12, lr=.3, schedule='constant', patience=1, batch_size=32)  # a rate that soon makes things worse
+    kw = dict(epochs=12, lr=.03, schedule='constant', patience=1, batch_size=32)  # a rate that soon makes things worse
     model, history = train('last', **kw)
     assert len(history) == history.valid_loss.argmin() + 1 + 1 < 12
     valid = loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8)
@@ -83,7 +83,7 @@ def test_early_stopping_keeps_the_best_epoch(train, drawn, manifest):
     assert numbers(train('last', **kw)[1]) == numbers(history)  # stopped is stopped, after a resume too
 
 def test_the_last_epoch_can_be_kept_instead(train, drawn, manifest):
-    kw = dict(epochs=12, lr=.3, schedule='constant', patience=1, batch_size=32)  # stops after an epoch that was worse
+    kw = dict(epochs=12, lr=.03, schedule='constant', patience=1, batch_size=32)  # stops after an epoch that was worse
     model, history = train(keep='last', **kw)
     assert history.valid_loss.argmin() < len(history) - 1
     valid = loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8)
