@@ -28,7 +28,7 @@ from .evaluate import calibration_text, compare, evaluate, leave_evaluation, met
 from .detector import Detector
 from .gradcam import explained
 from .model import load_checkpoint, trunk
-from .robustness import beside_table, drift_table, first_of_each, flips_text, leave_robustness, robustness_table
+from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, leave_robustness, robustness_table
 from .shortcuts import shortcut_table
 from .train import Faces, loader, predict_logits
 
