@@ -10,7 +10,7 @@ __all__ = ['SAYS', 'COLUMNS', 'SHIPPED', 'READERS', 'Verdict', 'row', 'folded', 
            'judge_part', 'judge_into', 'wait_for_all', 'save_heatmap', 'examples', 'checkpoints']
 
 # %% ../nbs/10_detector.ipynb #b634f462
-import csv, os
+import csv, io, os
 from base64 import b64encode
 from collections import Counter
 from contextlib import contextmanager
