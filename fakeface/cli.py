@@ -290,13 +290,13 @@ def add_judging(subs):
     for s in (p, e, r): s.add_argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/14_cli.ipynb #0473cadc
-PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), 140k (ours).
-Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness, report.'''
+PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), quick (native crops, 12 epochs), 140k (ours).
+Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness, shortcuts, generators, explanations, report.'''
 
 def add_pipeline(subs):
     "run, audit and fetch"
     r = add(subs, cmd_run, PROFILES)
-    r.add_argument('--profile', help='demo, reference, 140k, or a .yaml file; default: demo')
+    r.add_argument('--profile', help='demo, reference, quick, 140k, or a .yaml file; default: demo')
     r.add_argument('--data', metavar='DIR', help='data set: real/ and fake/, or train/, valid/, test/ with those in each')
     r.add_argument('--quick', action='store_true', help='the setting quick of every step: few and small images, few resamples, few epochs, just enough to try it')
     r.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='override a setting, e.g. train.epochs=3; may be repeated')

@@ -9,7 +9,7 @@ __all__ = ['MACHINE', 'part_seed', 'Faces', 'augmentation', 'degrade_share', 'Ba
            'training_images', 'train_run', 'run_by_torchrun', 'main']
 
 # %% ../nbs/03_train.ipynb #d864ff31
-import json, os, sys, time
+import json, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +190,7 @@ def train_epoch(
 ):
     "One pass over the training images: `(mean loss, accuracy)`. Raises `FaceError` when the loss is not finite."
     model.train()
-    (rank, n), losses, hits, sizes = world(), [], [], []
+    n, losses, hits, sizes = world()[1], [], [], []
     every = 1 if device.type == 'cpu' else 50
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)

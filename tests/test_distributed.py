@@ -1,6 +1,6 @@
 "Several processes: nothing lost or repeated, the curve of one, a killed process told in one line and its run resumed. Real processes under torch's launcher, on the CPU."
 
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, signal, subprocess, sys, time
 from itertools import chain
 from pathlib import Path
 

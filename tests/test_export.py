@@ -1,6 +1,6 @@
 "An exported model is the same detector in another file, and says so when it cannot be had."
 
-import json, os
+import json
 
 import numpy as np
 import pytest
