@@ -47,9 +47,13 @@ def to_input(
     return TF.normalize(x, MEAN, STD) if normalize else x
 
 # %% ../nbs/02_model.ipynb #5a90ccc4
-def new_model():
+def new_model(
+    stride=2  # of the first convolution, in pixels: 2, as usual, or 1
+):
     "A ResNet18 with two outputs, randomly initialised."
-    return resnet18(weights=None, num_classes=len(CLASSES))
+    model = resnet18(weights=None, num_classes=len(CLASSES))
+    model.conv1.stride = (stride, stride)
+    return model
 
 # %% ../nbs/02_model.ipynb #4b802304
 def trunk(
@@ -101,11 +105,12 @@ def imagenet_tensors(
 # %% ../nbs/02_model.ipynb #5a2fa57e
 def build_model(
     weights='imagenet',  # 'imagenet', 'random' or a path
-    seed=42              # of what starts random
+    seed=42,             # of what starts random
+    stride=2             # see `new_model`
 ):
     "`(model, missing)`: a ResNet18 with two outputs, and the names of its tensors that did not come from `weights` (`fc.*` is always new)."
     torch.manual_seed(seed)
-    model = new_model()
+    model = new_model(stride)
     state = {} if weights == 'random' else imagenet_tensors() or {} if weights == 'imagenet' else read_tensors(weights)[0]
     own = model.state_dict()
     fits = {k: v.to(own[k].dtype) for k, v in state.items() if k in own and not k.startswith('fc.') and v.shape == own[k].shape and v.is_floating_point() == own[k].is_floating_point()}
@@ -156,10 +161,11 @@ def metadata(
     temperature=1.0,    # logits are divided by it (Guo et al. 2017, arXiv 1706.04599)
     threshold=0.5,      # the p_fake that parts fake from real when there must be an answer
     band=None,          # (low, high): 'real' below low, 'fake' from high on, 'uncertain' between; None: both are the threshold
+    stride=2,           # see `new_model`
     **more              # training settings, manifest digest, metrics, real_scores (p_fake of the real validation images) ...
 ):
     "The metadata of a checkpoint as a JSON-ready dict."
-    return dict(format=FORMAT, architecture='resnet18', classes=list(CLASSES), preprocessing=dict(size=size, normalize=normalize),
+    return dict(format=FORMAT, architecture='resnet18', stride=stride, classes=list(CLASSES), preprocessing=dict(size=size, normalize=normalize),
                 temperature=temperature, threshold=threshold, band=list(band or [threshold] * 2), **more)
 
 # %% ../nbs/02_model.ipynb #4357f638
@@ -184,6 +190,7 @@ def check_metadata(
     number = lambda v, lo, hi: type(v) in (int, float) and lo < v < hi
     need(isinstance(meta, dict) and meta.get('format') == FORMAT, 'not a fakeface checkpoint (metadata missing or of another version)')
     need(meta.get('architecture') == 'resnet18', f'architecture {meta.get("architecture")!r} is not resnet18')
+    need(type(stride := meta.setdefault('stride', 2)) is int and stride in (1, 2), 'stride must be 1 or 2')  # files from before this field have 2
     need(meta.get('classes') == list(CLASSES), f'classes {meta.get("classes")!r} are not {list(CLASSES)}')
     pre = meta.get('preprocessing')
     need(isinstance(pre, dict) and type(pre.get('size')) is int and 32 <= pre['size'] <= 1024 and type(pre.get('normalize')) is bool,
@@ -207,7 +214,7 @@ def load_checkpoint(
     if len(text.get(META_KEY, '')) > MAX_META: raise FaceError(f'{path}: metadata is longer than {MAX_META >> 20} million characters')
     try: meta = check_metadata(json.loads(text.get(META_KEY, 'null')), path)
     except (ValueError, RecursionError): raise FaceError(f'{path}: metadata is not JSON') from None
-    model = new_model()
+    model = new_model(meta['stride'])
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     if state.keys() != own.keys() or any(v.shape != own[k].shape or v.dtype not in STORED for k, v in state.items()):
         raise FaceError(f'{path}: tensors are not those of a ResNet18 with two outputs')
