@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test app lab notebooks hooks lock fuzz clean help
+.PHONY: run test app lab notebooks hooks lock fuzz kill clean help
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -32,6 +32,9 @@ hooks: $(READY)  ## let git clean and merge notebooks
 
 lock: $(READY)  ## write constraints.txt and docs/licences.md from what is installed
 	$(BIN)/python docs/dependencies.py
+
+kill: $(READY)  ## kill a small run thirty times, at other moments with SEED=n
+	$(BIN)/python tests/kill_runs.py 30 $(or $(SEED),0)
 
 fuzz: $(READY)  ## open 10,000 broken images; SEED=n for others
 	$(BIN)/python tests/fuzz_images.py 10000 $(or $(SEED),0)

@@ -237,7 +237,7 @@ def cmd_ship(a):
     if a.run: ship_run(a)
     for name, f in dict(robustness=plot_robustness(result), drift=plot_drift(result)).items():
         for folder in (SHIPPED.parent/'figures', repo_path('docs')):
-            with atomic_write(folder/f'{name}.png', 'wb') as file: f.savefig(file, dpi=110)
+            save_figure(f, folder/f'{name}.png')
     fill(SHIPPED.parent/'MODEL_CARD.md', 'robustness', robustness_markdown(model))
     fill(repo_path('README.md'), 'robustness', table_markdown(beside_table(result, middle=True)))
     print(table_markdown(beside_table(result)))

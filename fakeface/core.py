@@ -7,7 +7,8 @@ __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_
            'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
            'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'opened', 'to_rgb',
            'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
-           'atomic_write', 'save_json', 'load_json', 'ahead', 'digest', 'repo_path', 'commit', 'environment']
+           'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'ahead', 'digest', 'repo_path', 'commit',
+           'environment']
 
 # %% ../nbs/00_core.ipynb #3bf242ea
 import hashlib, io, json, os, platform, subprocess, warnings
@@ -286,6 +287,25 @@ def atomic_write(
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #9501d59c
+def save_figure(
+    fig,     # of matplotlib
+    path,    # .png
+    dpi=110, # dots an inch
+    **how    # more for `savefig`
+):
+    "Write a figure as PNG, atomically."
+    with atomic_write(path, 'wb') as f: fig.savefig(f, dpi=dpi, **how)
+
+
+
+# %% ../nbs/00_core.ipynb #b044f98f
+def sweep(
+    folder  # and all folders in it
+):
+    "Remove what killed calls of `atomic_write` left."
+    for p in Path(folder).rglob('.*.tmp'): p.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #ae3aee78
 def save_json(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ALIASES', 'STANDARD_SUM', 'MANIFEST', 'HEAD', 'KAGGLE_SET', 'subfolders', 'class_folders', 'list_images', 'shuffled',
            'fill_splits', 'jpeg_quality', 'dhash', 'bits_apart', 'inspect_image', 'take', 'source_name', 'sample',
-           'leaks', 'span', 'audit', 'inspect_header', 'audit_headers', 'save_manifest', 'load_manifest', 'fetch']
+           'leaks', 'span', 'audit', 'inspect_header', 'audit_headers', 'save_manifest', 'load_manifest', 'check_files',
+           'fetch']
 
 # %% ../nbs/01_data.ipynb #0cbba6cb
 import os
@@ -272,6 +273,19 @@ def load_manifest(
     df = pd.read_csv(path, keep_default_na=False)
     if lacks := [c for c in MANIFEST if c not in df]: raise FaceError(f'{path}: not a manifest, column {lacks[0]!r} is missing')
     return df[df.split == split].reset_index(drop=True) if split else df
+
+# %% ../nbs/01_data.ipynb #59858f0e
+def check_files(
+    root,     # data set
+    manifest  # from `sample`
+):
+    "Raise `FaceError` unless every image is the file that the manifest names, by its SHA-256."
+    def same(path, sha256):
+        try: return digest(read_bytes(Path(root)/path, path)) == sha256
+        except ImageError: return False
+    known = tqdm(ahead(lambda f: same(*f), zip(manifest.path, manifest.sha256), os.cpu_count(), 32), 'comparing images', len(manifest), unit=' images', delay=2, leave=False)
+    if other := [p for p, ok in zip(manifest.path, known) if not ok]:
+        raise FaceError(f'{root}: {len(other)} of {len(manifest)} images are not the files that the manifest names, the first is {other[0]}; put them back, or start a new run')
 
 # %% ../nbs/01_data.ipynb #836d76b6
 KAGGLE_SET = 'xhlulu/140k-real-and-fake-faces'

@@ -414,7 +414,7 @@ def leave_evaluation(
     **about         # more for metrics.json: source, split ...
 ):
     "Write predictions.csv, metrics.json, errors.csv, error_properties.json, slices.json, clusters.json and the figures; returns `(result, comparison)`."
-    out = Path(out); (out/'figures').mkdir(parents=True, exist_ok=True)
+    out = Path(out)
     with atomic_write(out/'predictions.csv') as f: predictions.to_csv(f, index=False, lineterminator='\n')
     result, wrong = evaluate(predictions, threshold, bootstrap, seed, band) | about, errors(predictions, threshold)
     save_json(out/'metrics.json', result)
@@ -424,7 +424,7 @@ def leave_evaluation(
     judged = predictions.reset_index(drop=True).assign(wrong=predictions.path.isin(wrong.path).to_numpy())
     found = None if features is None else clusters(features, judged.p_fake, seed)
     if found: figures['clusters'] = plot_clusters(root, judged := judged.join(found[0]), found[1])
-    for name, fig in figures.items(): fig.savefig(out/'figures'/f'{name}.png', dpi=140 if name in ('errors', 'clusters') else 110, bbox_inches='tight')
+    for name, fig in figures.items(): save_figure(fig, out/'figures'/f'{name}.png', 140 if name in ('errors', 'clusters') else 110, bbox_inches='tight')
     facts = pd.DataFrame([look(root, p) for p in tqdm(predictions.path, 'properties', leave=False)]).assign(wrong=judged.wrong)
     facts = facts.loc[:, (facts.nunique() > 1) | (facts.columns == 'wrong')]
     comparison = compare_errors(facts, bootstrap, seed)

@@ -251,7 +251,7 @@ def leave_robustness(
     seed=42        # of the resampling
 ):
     "Judge every image after every corruption and in its nine versions, by every model; writes copies.csv, robustness.json and the figures, and returns what robustness.json holds."
-    out = Path(out); (out/'figures').mkdir(parents=True, exist_ok=True)
+    out = Path(out)
     copies, told, scores = [c for c in dict.fromkeys(copies) if c], {}, {}
     for name, path in models.items():
         model, meta = load_checkpoint(path)
@@ -261,7 +261,7 @@ def leave_robustness(
     with atomic_write(out/'copies.csv') as f: table.to_csv(f, index=False, lineterminator='\n')
     save_json(out/'robustness.json', result := dict(n=len(test), images=digest(sorted(test.path)), models=told))
     for name, fig in dict(robustness=plot_robustness(result), drift=plot_drift(result), reliability=plot_calibration(test.label, scores)).items():
-        fig.savefig(out/'figures'/f'{name}.png', dpi=110)
+        save_figure(fig, out/'figures'/f'{name}.png')
     return result
 
 # %% ../nbs/06_robustness.ipynb #db5afdb4

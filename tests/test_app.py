@@ -600,6 +600,40 @@ def test_ten_visitors_at_once(weights, detector, capsys):
     assert lines.count('model read\n') == 1
     quiet(lines)
 
+BAD = {'cut.jpg': face(0)[:400], 'page.jpg': b'<html><script>alert(1)</script></html>', 'drawing.png': b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'zeros.webp': bytes(5000)}
+
+@browser_needed
+@linux_needed
+def test_twenty_visitors_for_a_while(weights, detector, capsys):
+    """They come again and again with another image, a bad file in every fourth visit, for FAKEFACE_LOAD seconds: each sees the answer to its own file and to no other, the server says that it is well,
+    and in the end holds no more memory than after their first visits."""
+    seconds = float(os.environ.get('FAKEFACE_LOAD', 10))
+    good = {i: detector.predict([('x', face(i))])[0] for i in range(40)}
+    bad = [(n, b, detector.predict([(n, b)])[0].error.split(': ')[-1]) for n, b in BAD.items()]
+    rounds, slowest, rng = 0, 0, np.random.default_rng(0)
+    with serve(weights, no_files=True, before=COUNTED) as (url, lines, pid), chromium() as new:
+        pages, start = [new(url) for _ in range(20)], time.monotonic()
+        while not rounds or time.monotonic() - start < seconds:
+            visits = []
+            for k, p in enumerate(pages):
+                if rounds: p.goto(url, wait_until='commit')
+                p.locator('input[type=file]').wait_for(state='attached')
+                which = int(rng.integers(40)); name, content, cause = bad[which % 4] if which % 4 == k % 4 else ('.jpg', face(which), '')
+                visits.append((p, f'{rounds}-{k}-{name}', which, cause)); drop(p, (visits[-1][1], content))
+            for p, name, which, cause in visits:
+                heading(p, SAYS['' if cause else good[which].verdict]).wait_for()
+                seen = p.locator('.stApp').inner_text()
+                assert cause in seen if cause else fits(p.get_by_text('Probability that it was generated').inner_text(), good[which].p_fake)
+                assert set(re.findall(r'\d+-\d+-[a-z]*\.\w+', seen)) == {name}
+            asked = time.monotonic()
+            with urllib.request.urlopen(f'{url}/_stcore/health', timeout=30) as answer: assert answer.status == 200
+            slowest, rounds = max(slowest, time.monotonic() - asked), rounds + 1
+            if rounds == 1: base = memory(pid, 'VmRSS')
+        rest = memory(pid, 'VmRSS')
+    with capsys.disabled(): print(f' [twenty visitors, {20 * rounds} visits in {time.monotonic() - start:.0f} s: {base:.0f} MB after the first, {rest:.0f} MB after the last, slowest health check {slowest:.2f} s] ', end='')
+    assert lines.count('model read\n') == 1 and rest < base + 100 and slowest < 5
+    quiet(lines)
+
 @browser_needed
 @linux_needed
 def test_three_hundred_images(capsys):

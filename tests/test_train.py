@@ -1,5 +1,6 @@
 "Training: what was cut off goes on to the same weights, what differs starts afresh, what goes wrong says so."
 
+import json
 from itertools import islice
 
 import numpy as np
@@ -7,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
-from fakeface.core import FaceError, ImageError
+from fakeface.core import CLASSES, FaceError, ImageError
 from fakeface.data import sample
 from fakeface.detector import Detector
 from fakeface.model import build_model, metadata
@@ -20,7 +22,7 @@ class Cut(Exception): "A killed process, as far as a loader can play one."
 
 class CutLoader:
     "A loader that dies in the given batch, counted over all epochs."
-    def __init__(self, batches, at): self.batches, self.dataset, self.left = batches, batches.dataset, at
+    def __init__(self, batches, at): self.batches, self.dataset, self.drawn, self.left = batches, batches.dataset, batches.drawn, at
     def __len__(self): return len(self.batches)
     def __iter__(self):
         for b in self.batches:
@@ -56,6 +58,14 @@ def test_a_cut_run_ends_as_if_it_had_not_been_cut(train, epochs, cut, more):
     with pytest.raises(Cut): train('last', cut=cut, **kw)
     resumed, again = train('last', **kw)
     assert same(straight, resumed) and numbers(history) == numbers(again) and len(history) == epochs
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_the_batch_that_ends_a_training_is_named_and_kept(train, tmp_path, manifest, workers):
+    with pytest.raises(FaceError, match=r'loss is (nan|inf) in batch \d of epoch 1/3, whose 8 images, from train/.* on, are kept in .*bad_batch.safetensors; lower train.lr'):
+        train('last', lr=1e30, schedule='constant', workers=workers)
+    with safe_open(tmp_path/'bad_batch.safetensors', 'pt') as f: images, targets, names = f.get_tensor('images'), f.get_tensor('targets'), json.loads(f.metadata()['names'])
+    assert images.shape == (8, 3, 40, 40) and images.dtype == torch.uint8
+    assert [CLASSES[t] for t in targets] == manifest.set_index('path').label[names].tolist() and set(manifest.set_index('path').split[names]) == {'train'} and len(set(names)) == 8
 
 def test_cut_in_the_first_epoch_starts_again(train, tmp_path):
     with pytest.raises(Cut): train('last', cut=2)
