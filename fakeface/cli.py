@@ -59,7 +59,7 @@ def cmd_predict(a):
         if v.error and n > 1: print(f'fakeface: {last}', file=sys.stderr)
         if a.heatmaps and not v.error: save_heatmap(v, a.heatmaps, number)
     if not a.csv or is_device(a.csv): listed(detector.stream(images, **options), a.csv, told, counts)
-    elif (counts := judge_into(detector, a.csv, images, told, **options)) is None: return
+    elif (counts := judge_into(detector, a.csv, images, told, say=lambda text: print(f'fakeface: {printable(text)}', file=sys.stderr), **options)) is None: return
     if counts[''] == n: raise last if last and n == 1 else FaceError(f'none of {n} images could be judged' + (f'; the last: {last}' if last else ''))
     print(f'{n} images: ' + ', '.join(f'{counts[k]} {k or "not judged"}' for k in ('fake', 'real', 'uncertain', '')), file=sys.stderr)
 
@@ -356,7 +356,7 @@ def main(
         return code
     except FaceError as e: print(f'fakeface: {e}', file=sys.stderr); return 2
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 1  # `fakeface predict ... | head`
-    except OSError as e: print(printable(f'fakeface: {e.filename2 or e.filename}: {e.strerror}'), file=sys.stderr); return 2  # disk full, no right to write ...
+    except OSError as e: print(printable(f'fakeface: {e.filename2 or e.filename or "a file"}: {e.strerror}'), file=sys.stderr); return 2  # disk full, no right to write ...
     except KeyboardInterrupt: print('fakeface: interrupted', file=sys.stderr); return 130
     except Exception as e:
         if type(e).__name__ != 'PapermillExecutionError': raise  # not imported: papermill is slow to start

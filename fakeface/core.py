@@ -7,8 +7,8 @@ __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_
            'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
            'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'opened', 'to_rgb',
            'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
-           'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'ahead', 'digest', 'repo_path', 'commit',
-           'environment']
+           'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'alone', 'ahead', 'digest', 'repo_path',
+           'commit', 'environment']
 
 # %% ../nbs/00_core.ipynb #3bf242ea
 import hashlib, io, json, os, platform, subprocess, warnings
@@ -323,6 +323,18 @@ def load_json(
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise FaceError(f'{path}: missing; run the earlier step first') from None
     except ValueError as e: raise FaceError(f'{path}: damaged JSON ({e})') from None
+
+# %% ../nbs/00_core.ipynb #e4a82c5a
+@contextmanager
+def alone(
+    path  # file that is there, or is made
+):
+    "The file open for adding text to it, by one process at a time. Raises `FaceError` when another one has it, and `OSError`."
+    with open(path, 'a', encoding='utf-8', errors='surrogateescape', newline='') as f:
+        try: import fcntl; fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError: pass  # Windows
+        except BlockingIOError: raise FaceError(f'{path}: in use by another process; wait until that has ended, or name another') from None
+        yield f
 
 # %% ../nbs/00_core.ipynb #3596c907
 def ahead(

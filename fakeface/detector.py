@@ -6,14 +6,13 @@
 __all__ = ['SAYS', 'COLUMNS', 'SHIPPED', 'READERS', 'Verdict', 'row', 'folded', 'Detector', 'named', 'faces_of', 'candidates',
            'small', 'judge_batch', 'stream', 'predict', 'explain', 'data_url', 'html_image', 'html_row', 'Verdicts',
            'band_from', 'decided', 'false_positives', 'safe_cell', 'safe_row', 'csv_writer', 'csv_rows', 'read_rows',
-           'standing', 'write_parquet', 'write_rows', 'shard', 'in_turn', 'fingerprint', 'own_part', 'alone',
-           'judge_part', 'judge_into', 'wait_for_all', 'save_heatmap', 'examples', 'checkpoints']
+           'standing', 'write_parquet', 'write_rows', 'shard', 'in_turn', 'fingerprint', 'own_part', 'judge_part',
+           'judge_into', 'wait_for_all', 'save_heatmap', 'examples', 'checkpoints']
 
 # %% ../nbs/10_detector.ipynb #b634f462
-import csv, io, os
+import csv, glob, io, os
 from base64 import b64encode
 from collections import Counter
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -400,17 +399,6 @@ def own_part(
     "Where this process keeps its rows until all are there."
     return path.with_name(f'{path.name}.{key}.{rank + 1}of{world}.part')
 
-@contextmanager
-def alone(
-    part  # file of rows
-):
-    "The part open for adding to it, by one process at a time."
-    with open(part, 'a', encoding='utf-8', errors='surrogateescape', newline='') as f:
-        try: import fcntl; fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError: pass  # Windows
-        except BlockingIOError: raise FaceError(f'{part}: another process is writing to it; wait for it or name another file') from None
-        yield f
-
 # %% ../nbs/10_detector.ipynb #7fb37728
 def judge_part(
     detector,   # Detector
@@ -440,6 +428,7 @@ def judge_into(
     told=lambda number, verdict: None,  # called for each verdict of this process as it is judged
     batch_size=16, # faces held at once
     progress=False,# show a progress bar
+    say=lambda text: None, # called with a line about what an earlier call left
     **options      # of `Detector.stream`: explain, whole
 ):
     "Judge images into a table, going on where the same call was cut off; returns how often each verdict is in it, or None in processes that only helped. Memory does not grow with the images."
@@ -449,6 +438,9 @@ def judge_into(
     key = fingerprint(detector, dict(options, paths=list(map(str, images.paths)), batch=batch_size))
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = [own_part(path, key, r, world) for r in range(world)]
+    others = sorted({*path.parent.glob(f'{glob.escape(path.name)}.*.part')} - {*parts})
+    if not rank and parts[0].exists(): say(f'{path.name}: going on where an earlier call was cut off')
+    elif not rank and others: say(f'{path.name}: starting anew, because {others[0].name} was left by a call with other images, weights or options')
     judge_part(detector, parts[rank], Images(images.paths, rank, world), told, batch_size, progress, **options)
     if world > 1: wait_for_all()
     if rank: return None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'QUICK_SETS', 'RANGES', 'WORDS', 'UNWRITABLE', 'section', 'defaults', 'profiles', 'load_profile', 'check',
            'within', 'typed', 'resolve', 'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare',
-           'run_settings', 'run_steps', 'run_name', 'alone', 'run']
+           'run_settings', 'run_steps', 'run_name', 'writing', 'run']
 
 # %% ../nbs/12_pipeline.ipynb #abb345b8
 import ast, difflib, errno, os, re, sys, tempfile
@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import nbformat, papermill, yaml
-from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -249,14 +248,13 @@ def run_name(
 UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]  # what the user can mend
 
 @contextmanager
-def alone(
+def writing(
     run_dir  # of a run
 ):
     "Hold the run for this process. Raises `FaceError` when another holds it, or when the folder cannot be written, also later in the block."
     cannot = lambda code: FaceError(f'{run_dir}: cannot be written ({os.strerror(code)}); what is complete is kept: mend that, then fakeface run --resume {run_dir}')
     try:
-        with FileLock(Path(run_dir)/'run.lock', timeout=0): yield
-    except Timeout: raise FaceError(f'{run_dir}: in use by another process; wait until that has ended') from None
+        with alone(Path(run_dir)/'config.yaml'): yield
     except OSError as e:
         if e.errno not in UNWRITABLE: raise
         raise cannot(e.errno) from None
@@ -274,7 +272,7 @@ def run(
     "Execute the steps that are not complete yet; returns the path of the report. Raises `FaceError` when `run_dir` is not a run, or is in use, cannot be written, or its images have changed."
     run_dir, settings = Path(run_dir).resolve(), run_settings(run_dir)
     keys, steps = step_keys(settings), run_steps(run_dir)
-    with alone(run_dir):
+    with writing(run_dir):
         sweep(run_dir)
         done = load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}
         for i, s in enumerate(steps[:steps.index(until) + 1]):

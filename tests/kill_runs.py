@@ -19,7 +19,7 @@ from fakeface.standin import make_standin
 COMMAND = Path(sys.executable).parent/'fakeface'
 SETS = 'train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ema=0.5 evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0'.split()
 READERS = {'.json': lambda p: json.loads(p.read_text()), '.yaml': lambda p: yaml.safe_load(p.read_text()), '.csv': pd.read_csv, '.png': lambda p: Image.open(p).load(), '.safetensors': load_file,
-           '.ckpt': lambda p: torch.load(p, weights_only=True), '.ipynb': lambda p: nbformat.read(p, 4), '.html': lambda p: p.read_text().rstrip().endswith('</html>') or 1 / 0, '.lock': lambda p: None}
+           '.ckpt': lambda p: torch.load(p, weights_only=True), '.ipynb': lambda p: nbformat.read(p, 4), '.html': lambda p: p.read_text().rstrip().endswith('</html>') or 1 / 0}
 
 def start(*args): return subprocess.Popen([COMMAND, 'run', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 

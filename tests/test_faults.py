@@ -37,7 +37,7 @@ def test_a_run_in_use_is_left_alone(drawn, tmp_path):
         assert any('01_data' in line for line in first.stdout)
         second = subprocess.run([COMMAND, 'run', '--resume', run_dir], capture_output=True, text=True)
     finally: first.kill(); first.communicate()
-    assert second.returncode == 2 and second.stderr == f'fakeface: {run_dir}: in use by another process; wait until that has ended\n' and '01_data' not in second.stdout
+    assert second.returncode == 2 and second.stderr == f'fakeface: {run_dir}/config.yaml: in use by another process; wait until that has ended, or name another\n' and '01_data' not in second.stdout
     run(run_dir, str, '01_data')  # the system took the lock away with its holder
 
 def test_changed_images_stop_a_run_before_they_count(faces, tmp_path):

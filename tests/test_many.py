@@ -63,7 +63,7 @@ def test_killed_and_called_again(many, checkpoint, whole, tmp_path, capsys):
     assert out.read_bytes() == whole.read_bytes() and not parts(out) and 0 < len(judged) <= 300 - kept.count(b'\n') // 16 * 16
     assert capsys.readouterr().err.splitlines()[-1].startswith('300 images: ')
 
-def test_other_weights_do_not_go_on_with_a_part(many, checkpoint, whole, tmp_path):
+def test_other_weights_do_not_go_on_with_a_part(many, checkpoint, whole, tmp_path, capsys):
     model, meta = load_checkpoint(checkpoint)
     model.fc.bias.data[0] += 1; save_checkpoint(tmp_path/'other.safetensors', model, meta)
     out = tmp_path/'out.csv'
@@ -71,13 +71,14 @@ def test_other_weights_do_not_go_on_with_a_part(many, checkpoint, whole, tmp_pat
     p.kill(); p.wait()
     old, = parts(out)
     assert main(args(many, checkpoint, out)) == 0 and out.read_bytes() == whole.read_bytes() and parts(out) == [old]
+    assert f'out.csv: starting anew, because {old.name} was left by a call with other images, weights or options' in capsys.readouterr().err
 
 def test_two_commands_do_not_write_the_same_part(many, checkpoint, tmp_path, capsys):
     pytest.importorskip('fcntl', reason='no file locks on this system')
     out = tmp_path/'out.csv'
     p = started([COMMAND, *args(many, checkpoint, out)], out)
     os.kill(p.pid, signal.SIGSTOP)
-    assert main(args(many, checkpoint, out)) == 2 and 'another process' in capsys.readouterr().err
+    assert main(args(many, checkpoint, out)) == 2 and 'in use by another process' in capsys.readouterr().err
     p.kill(); p.wait()
 
 TORCHRUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', str(COMMAND)]
