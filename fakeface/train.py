@@ -53,7 +53,7 @@ class Faces(Dataset):
         augment=None, # applied to each image
         copy=''       # corruption that each file goes through before it is brought to that size, see `corrupt`
     ):
-        self.root, self.size, self.augment, self.copy, self.seed = Path(root), size, augment, copy, None  # seed: of an epoch; None: augmentation follows torch's random state
+        self.root, self.size, self.augment, self.copy, self.seed = Path(root), size, augment, copy, None  # seed: of an epoch; None: as torch's random state has it
         self.paths, self.targets = manifest.path.tolist(), [CLASSES.index(c) for c in manifest.label]
     def __len__(self): return len(self.paths)
     def __getitem__(self, i):
@@ -338,7 +338,7 @@ def fit(
     for epoch in range(len(history), epochs):
         if patience and no_better(history) >= patience: break
         torch.manual_seed(part_seed(seed, epoch))
-        if n: train.dataset.seed = part_seed(seed, epoch)
+        train.dataset.seed = part_seed(seed, epoch)
         if ramp: degrade_share(train.dataset.augment, min(1, epoch / ramp))
         row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
         row['train_loss'], row['train_accuracy'] = train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype, label_smoothing, f'epoch {epoch + 1}/{epochs}', average, last and Path(last).with_name('bad_batch.safetensors'))
@@ -413,8 +413,7 @@ def train_run(
     pre, parts = meta['preprocessing'], {k: manifest[manifest.split == k] for k in ('train', 'valid')}
     if not world()[0]: print(f'{len(parts["train"])} training images, {device}, {str(dtype).split(".")[1]}' + (f', {world()[1]} processes' if world()[1] else ''), flush=True)
     what = {k: v for k, v in s.items() if k not in MACHINE}
-    draws = [dict(processes=bool(s['processes']), resident=s['resident'])] if s['processes'] or s['resident'] else []
-    key = digest([what, str(dtype), *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv')), *draws])
+    key = digest([what, str(dtype), *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv')), s['resident']])
     train = training_images(root, parts['train'], pre['size'], s, device)
     valid = loader(Faces(root, parts['valid'], pre['size']), s['batch_size'], False, s['workers'])
     opt = make_optimizer(model, s['optimizer'], s['lr'], s['weight_decay'], device.type == 'cuda')

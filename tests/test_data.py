@@ -1,6 +1,6 @@
 "From a folder to a manifest: any layout, balanced, seeded, free of leaks, the same on every machine."
 
-import os, shutil
+import hashlib, os, shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,9 +9,12 @@ from PIL import Image
 
 from fakeface.core import CLASSES, FaceError
 from fakeface.data import SPLITS, audit, audit_headers, inspect_header, inspect_image, leaks, list_images, load_manifest, sample, save_manifest
+from fakeface.detector import SHIPPED
+from fakeface.model import load_checkpoint
 from fakeface.standin import make_standin
 
 ALL = dict.fromkeys(SPLITS, 0)
+GOLDEN = '47cf5de89fbcc491f2653ee53e5596a5516be695ca9027e44498bb644f6ed9b2'  # of the manifest in the test below
 
 def sizes(manifest): return Counter(zip(manifest.split, manifest.label))
 def files(root, *parts): return sorted(root.joinpath(*parts).iterdir())
@@ -94,6 +97,23 @@ def test_same_bytes_whatever_the_file_system_says(drawn, tmp_path):
     shutil.copyfile(drawn/'standin.json', copy/'standin.json')
     for name, root in (('a', drawn), ('b', copy), ('c', f'{copy}/train/..')): save_manifest(sample(root, dict(train=10, valid=4, test=4))[0], tmp_path/name)
     assert (tmp_path/'a').read_bytes() == (tmp_path/'b').read_bytes() == (tmp_path/'c').read_bytes()
+
+def test_the_manifest_is_the_same_on_every_machine(tmp_path):
+    "Its digest stands here, because other processors, systems and versions must arrive at the same one. Pixels come from SHA-256, files are BMP: nothing else can differ."
+    for s in SPLITS:
+        for c in CLASSES:
+            (tmp_path/'golden'/s/c).mkdir(parents=True)
+            for i in range(8 if s == 'train' else 4):
+                blocks = b''.join(hashlib.sha256(f'{s} {c} {i} {k}'.encode()).digest() for k in range(24))  # 16 x 16 pixels of three bytes
+                Image.frombytes('RGB', (16, 16), blocks).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path/'golden'/s/c/f'{i}.bmp')
+    shutil.copyfile(tmp_path/'golden'/'train'/'real'/'0.bmp', tmp_path/'golden'/'valid'/'real'/'again.bmp')
+    save_manifest(sample(tmp_path/'golden', dict(train=12, valid=0, test=6))[0], tmp_path/'manifest.csv')
+    assert hashlib.sha256((tmp_path/'manifest.csv').read_bytes()).hexdigest() == GOLDEN
+
+def test_the_photographs_of_the_shipped_weights_are_sampled_again(photographs, tmp_path):
+    "To the byte, as on the machine where they were trained."
+    save_manifest(sample(photographs/'140k-subset', ALL, generator='stylegan')[0], tmp_path/'manifest.csv')
+    assert hashlib.sha256((tmp_path/'manifest.csv').read_bytes()).hexdigest() == load_checkpoint(SHIPPED)[1]['manifest_sha256']
 
 def test_another_seed_draws_others(drawn):
     counts = dict(train=16, valid=6, test=6)

@@ -72,6 +72,8 @@ def test_two_processes_follow_the_curve_of_one(make, two):
     "With crops, rotation, JPEG and noise: each image's augmentation is the same, whoever draws it."
     one = go(make('one'), 1)
     close(one, two)
+    train_run(d := make('plain'), SETTINGS | dict(processes=0), torch.device('cpu'))
+    close(left(d), two)
     assert one['history'][0]['train_loss'] != one['history'][1]['train_loss'] and one['key'] == two['key']
 
 def test_a_step_of_two_processes_is_the_step_of_one(make):
@@ -83,7 +85,7 @@ def test_a_step_of_two_processes_is_the_step_of_one(make):
     assert h['train_loss'] == pytest.approx(g['train_loss'], rel=1e-5) and h['valid_loss'] == pytest.approx(g['valid_loss'], rel=1e-3) and h['train_accuracy'] == pytest.approx(g['train_accuracy'])
     for k, v in plain['model'].items():
         if 'running' in k: assert torch.allclose(v, many['model'][k], rtol=1e-4, atol=1e-5), k
-    assert plain['key'] != many['key']  # one does not go on from the other
+    assert plain['key'] == many['key']  # one may go on from the other
 
 ONE_EPOCH = """
 import json, sys, torch

@@ -67,6 +67,10 @@ def test_the_batch_that_ends_a_training_is_named_and_kept(train, tmp_path, manif
     assert images.shape == (8, 3, 40, 40) and images.dtype == torch.uint8
     assert [CLASSES[t] for t in targets] == manifest.set_index('path').label[names].tolist() and set(manifest.set_index('path').split[names]) == {'train'} and len(set(names)) == 8
 
+def test_the_number_of_loading_processes_changes_nothing(train):
+    (a, one), (b, other) = train(workers=0, ramp=2), train(workers=2, ramp=2)
+    assert same(a, b) and numbers(one) == numbers(other)
+
 def test_cut_in_the_first_epoch_starts_again(train, tmp_path):
     with pytest.raises(Cut): train('last', cut=2)
     assert not list(tmp_path.glob('*last*'))
