@@ -47,12 +47,12 @@ def left_alone(*args):
     ends = [*list(times.values())[1:], time.time()]
     return {s: e - t for (s, t), e in zip(times.items(), ends)}
 
-def killed(step, delay, alone, *args):
-    "Start or resume a run and kill it `delay` seconds after a step began; the name of the step that it was in."
+def killed(steps, delay, alone, *args):
+    "Start or resume a run and kill it `delay` seconds after one of the steps began; the name of the step that it was in."
     process, at = start(*args), None
     for line in process.stdout:
         if (m := re.search(r'\[\d+/\d+\] (\w+)$', line)): at = m[1]
-        if at == step: break
+        if at in steps: break
     else: raise SystemExit(process.stderr.read())
     time.sleep(delay)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
@@ -74,7 +74,7 @@ def main(n, seed=0):
         for i, step in enumerate(plan):
             run_dir = next(out.iterdir(), None)
             args = ['--resume', run_dir] if run_dir else [*options, '--out', out]
-            at = killed(step, rng.uniform(0, .9 * took[step]), i % 2, *args)
+            at = killed(steps[steps.index(step):], rng.uniform(0, .9 * took[step]), i % 2, *args)
             kills[at] += 1
             print(f'kill {i + 1} of {n}, in {at}: {whole(next(out.iterdir()))} files whole', flush=True)
         run_dir, = out.iterdir()
