@@ -44,6 +44,7 @@ clean:  ## remove the environment, the runs and the generated data
 
 $(READY): settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fakeface needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": run make PYTHON=python3.x")'
+	@echo 'installing into .venv: several minutes, up to 7 GB'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -C editable_mode=compat -e '.[dev]'
 	@touch $@

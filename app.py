@@ -10,17 +10,18 @@ import streamlit as st
 from PIL import Image
 from starlette.formparsers import MultiPartParser
 
-from fakeface.core import MAX_BYTES, SUFFIXES, FaceError, ImageError, open_image, zip_images
-from fakeface.detector import METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives
+from fakeface.core import MAX_BYTES, SUFFIXES, UNREAD, FaceError, ImageError, open_image, zip_images
+from fakeface.detector import METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives, tally
 from fakeface.evaluate import wilson
 from fakeface.faces import draw_boxes
 from fakeface.report import FIGURES
 
 MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
 MARK = {'fake': '▲', 'real': '●', 'uncertain': '◆', '': '–'}  # a shape beside the word, so that nothing is told by colour
-MEANS = {'fake': 'The score reaches the setting from which a face is called AI-generated; beside that setting stands how many real photographs reach it, too. It is evidence, not proof.',
+MEANS = {'fake': 'Of real photographs, few score this high. It is evidence, not proof.',
          'real': 'The model found too little trace of the generators that it knows. It does **not** know all of them: most faces of diffusion models pass as real.',
-         'uncertain': 'The score lies where the model is wrong too often to give an answer.'}
+         'uncertain': 'Between these two scores the model is wrong too often to give an answer.'}
+LIMITS = {'fake': 'From {1} on it is called AI-generated.', 'real': 'Below {0} it is called real.', 'uncertain': 'Below {0} it would be called real, from {1} on AI-generated.'}
 SOURCES = ('Files', 'Folder', 'Camera', 'Examples')
 
 # Streamlit's server would put the part of an upload that exceeds 1 MB into a temporary file; photographs of strangers stay in memory
@@ -37,6 +38,8 @@ def percent(p):
     "A probability for people; what was calibrated on a few hundred images cannot be surer than 1 in 100."
     return 'less than 1 %' if p < .01 else 'more than 99 %' if p > .99 else f'{100 * p:.0f} %'
 
+def exact(p): return f'{100 * p:.3g} %'  # a setting, which the score is compared with
+
 def settings():
     "`(name of the weights, path, detector, band, method, whole)`; widgets bound to the URL, so that a link keeps them."
     st.header('Settings', anchor=False)
@@ -49,7 +52,8 @@ def settings():
     k, n = false_positives(detector.meta, band[1])
     if n: low, high = wilson(k, n); st.caption(f'False-positive rate at this setting: {k} of {n} real validation images, {100 * k / n:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %).')
     else: st.caption('These weights do not tell the false-positive rate of a setting.')
-    st.caption(f'Called real below {100 * band[0]:.1f} %; uncertain between.' if band[0] < band[1] else 'No answer is withheld.')
+    st.caption(f'Called real below {100 * band[0]:.1f} %; uncertain between.' if band[0] < band[1] else 'At this setting no face is called uncertain.')
+    if n and k > .1 * n: st.warning('So many real photographs are called AI-generated at this setting that the word means little.')
     method = st.selectbox('Heatmap', list(METHODS), format_func=METHODS.get, key='heatmap', bind='query-params', help='Grad-CAM is exact and fast, on a coarse grid. The others are finer and take a second a face.')
     whole = st.toggle('Judge whole images', key='whole', bind='query-params', help='Do not look for faces. Right for images that were cut around a face already.')
     return name, known[name], detector, band, method, whole
@@ -75,9 +79,9 @@ def chosen_items():
         wanted = st.pills('Example', list(some), selection_mode='multi', default=list(some)[:1])
         return [(n, n, len(some[n]), partial(some.get, n)) for n in wanted]
     if source == 'Camera': uploads = [u for u in [st.camera_input('Take a photograph')] if u]
-    elif source == 'Folder': uploads = st.file_uploader('A folder of images', SUFFIXES, accept_multiple_files='directory')
-    else: uploads = st.file_uploader('Images or ZIP archives', [*SUFFIXES, '.zip'], accept_multiple_files=True)
-    st.caption(f'Up to {MAX_FILES} images, {MAX_TOTAL >> 20} MB together. They stay in the memory of this session: nothing is written to disk or passed on.')
+    elif source == 'Folder': uploads = st.file_uploader('A folder of images', [*SUFFIXES, *UNREAD], accept_multiple_files='directory')
+    else: uploads = st.file_uploader('Images or ZIP archives', [*SUFFIXES, *UNREAD, '.zip'], accept_multiple_files=True)
+    st.caption(f'Up to {MAX_FILES} images, {MAX_BYTES >> 20} MB each, {MAX_TOTAL >> 20} MB together. They stay in the memory of this session: nothing is written to disk or passed on.')
     st.session_state.archives = {k: v for k, v in st.session_state.get('archives', {}).items() if k in {u.file_id for u in uploads}}
     items, total, kept = [i for u in uploads for i in expand(u.name, u.file_id, u.size, u.getvalue)], 0, []
     for item in items[:MAX_FILES]:
@@ -102,12 +106,13 @@ def judge(detector, how, items):
         bar.empty()
     return {i[0]: known[how, i[0]] for i in items}
 
+def parting(detector, band): return min(max(detector.threshold, band[0]), band[1])  # a heatmap speaks for the verdict that is shown, or for the likelier one
+
 def explained(detector, how, band, item, method):
     "Verdicts of one image with heatmaps; the last few are kept."
     kept, key = st.session_state.setdefault('heatmaps', {}), (how, band, item[0], method)
     if key not in kept:
-        threshold = min(max(detector.threshold, band[0]), band[1])  # a heatmap speaks for the verdict that is shown
-        kept[key] = Detector(detector.model, detector.meta | dict(threshold=threshold, band=band), detector.device).explain([(item[1], item[3])], method, whole=how[1])
+        kept[key] = Detector(detector.model, detector.meta | dict(threshold=parting(detector, band), band=band), detector.device).explain([(item[1], item[3])], method, whole=how[1])
         for k in list(kept)[:-4]: del kept[k]
     return kept[key]
 
@@ -123,18 +128,18 @@ def inline(pixels):
     "uint8 (H, W, 3) within the page itself: Streamlit forgets a file once a rerun no longer shows it, while a slow browser may still be fetching it."
     return data_url(encoded(pixels, 'JPEG'))
 
-def card(v, opacity):
+def card(v, opacity, band, parted):
     "One face in full."
     with st.container(border=True):
         st.subheader(f'{MARK[v.verdict]} {SAYS[v.verdict][0].upper()}{SAYS[v.verdict][1:]}', anchor=False)
         st.text(v.path + (f', face {v.face}' if v.face else ''))
         if v.error: st.text(f'Reason: {v.error}'); return
         st.progress(v.p_fake, f'Probability that it was generated: {percent(v.p_fake)}')
-        st.markdown(MEANS[v.verdict])
+        st.markdown(f'{LIMITS[v.verdict].format(*map(exact, band))} {MEANS[v.verdict]}')
         if v.image is None: return
         seen, why = st.columns(2, wrap=False)
         seen.image(inline(v.image.transpose(1, 2, 0)), 'What the model saw', width='stretch', alt=f'{v.path} as the model saw it')
-        why.image(inline(v.overlay(opacity)), 'Where it found evidence' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
+        why.image(inline(v.overlay(opacity)), f'Evidence that it is {"generated" if v.p_fake >= parted else "real"}' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
         st.download_button('Download the heatmap', encoded(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
 
 def image_page(detector, how, band, item, method):
@@ -144,7 +149,7 @@ def image_page(detector, how, band, item, method):
     def photograph(): st.image(inline(draw_boxes(open_image(item[3]()), boxes, 640)), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
     if len(boxes) > 1: photograph()
     opacity = st.session_state.get('opacity', 60) / 100
-    for v in verdicts: card(v, opacity)
+    for v in verdicts: card(v, opacity, band, parting(detector, band))
     if any(v.verdict for v in verdicts): st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%', key='opacity')
     if len(boxes) == 1: photograph()
 
@@ -152,12 +157,12 @@ def summary(items, verdicts):
     "Many verdicts at a glance; returns the key of the row that was chosen, if any."
     rows = [(i[0], v) for i in items for v in verdicts[i[0]]]
     count = Counter(v.verdict for _, v in rows)
-    st.subheader(f'{len(items)} images: ' + ', '.join(f'{count[k]} {SAYS[k]}' for k in SAYS if count[k]), anchor=False)
+    st.subheader(tally(len(items), count, SAYS), anchor=False)
     shown = st.pills('Show', [k for k in SAYS if count[k]], selection_mode='multi', format_func=lambda k: f'{MARK[k]} {SAYS[k]} ({count[k]})', key='show')
     rows = [(k, v) for k, v in rows if not shown or v.verdict in shown]
     table = {'Face': [data_url(v.thumbnail) if v.thumbnail else None for _, v in rows],
-             'File': [v.path + (f', face {v.face}' if v.face else '') for _, v in rows], 'Verdict': [SAYS[v.verdict] for _, v in rows],
-             'Generated': [None if v.error else 100 * v.p_fake for _, v in rows]}
+             'Verdict': [SAYS[v.verdict] for _, v in rows], 'Generated': [None if v.error else 100 * v.p_fake for _, v in rows],
+             'File': [v.path + (f', face {v.face}' if v.face else '') for _, v in rows]}
     if count['']: table['Reason'] = [v.error for _, v in rows]
     st.caption('Click a column to sort. Tick a row to see its heatmap below.')
     picked = st.dataframe(table, hide_index=True, placeholder='', alt='The verdicts, one face a row', on_select='rerun', selection_mode='single-row', key='table', column_config={
@@ -211,7 +216,8 @@ hair included, is not judged.
 
 st.set_page_config('Real or generated?', '🔎')
 st.title('Real or generated?', anchor=False)
-st.markdown('Drop in pictures of faces. A model says how likely each was generated, and shows where it found evidence. Its answer is a probability, not proof.')
+st.markdown('Drop in pictures of faces. A model says how likely each was generated, and shows where it found evidence. Its answer is a probability, not proof. It knows faces by StyleGAN; '
+            'those of **diffusion models** (Midjourney, SDXL and the like) it mostly takes for real.')
 try:
     with st.sidebar: name, path, detector, band, method, whole = settings()
 except FaceError as e: st.text(f'The model cannot be used. {e}'); st.stop()

@@ -9,7 +9,7 @@ __all__ = ['PROFILES', 'EXAMPLES', 'cmd_run', 'finish', 'show', 'cmd_predict', '
            'add_others', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #da066bc5
-import argparse, contextlib, os, subprocess, sys, tempfile, time
+import argparse, contextlib, os, socket, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 
@@ -45,10 +45,12 @@ def show(path):  # relative where that is shorter to read
 def cmd_predict(a):
     "Judge the faces in images: files, folders or both."
     images = Images(a.paths); n = len(images)  # before what is slow to import
-    from fakeface.detector import judge_into, save_heatmap, shard
+    from fakeface.detector import SAYS, judge_into, save_heatmap, shard, tally
     from fakeface.export import load_detector
     rank, world = shard()
     if world > 1 and not a.csv: raise FaceError('several processes write one table; name it with --csv')
+    if a.csv and Path(a.csv).suffix.lower() in ('.xls', '.xlsx', '.ods', '.json', '.html'): raise FaceError(f'{a.csv}: write .csv, which spreadsheets open, or .parquet')
+    if a.heatmaps and Path(a.heatmaps).is_file(): raise FaceError(f'{a.heatmaps}: is a file; name a folder')
     if a.heatmaps: Path(a.heatmaps).mkdir(parents=True, exist_ok=True)
     detector = load_detector(a.weights, own_device(a.device))
     options = dict(explain=a.method if a.heatmaps else '', progress=n > 32 and rank == 0 and sys.stderr.isatty(), whole=a.whole)
@@ -61,7 +63,8 @@ def cmd_predict(a):
     if not a.csv or is_device(a.csv): listed(detector.stream(images, **options), a.csv, told, counts)
     elif (counts := judge_into(detector, a.csv, images, told, say=lambda text: print(f'fakeface: {printable(text)}', file=sys.stderr), **options)) is None: return
     if counts[''] == n: raise last if last and n == 1 else FaceError(f'none of {n} images could be judged' + (f'; the last: {last}' if last else ''))
-    print(f'{n} images: ' + ', '.join(f'{counts[k]} {k or "not judged"}' for k in ('fake', 'real', 'uncertain', '')), file=sys.stderr)
+    print(tally(n, counts, {k: k or 'not judged' for k in SAYS}), file=sys.stderr)
+    if counts['uncertain']: print('uncertain: p_fake from {:.3f} to {:.3f}, where the model errs too often to say; real below, fake above'.format(*detector.band), file=sys.stderr)
 
 def is_device(path):  # or a pipe: it can be neither resumed nor replaced by a file
     return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
@@ -184,7 +187,12 @@ def cmd_export(a):
 # %% ../nbs/14_cli.ipynb #ed8f7d52
 def cmd_app(a):
     "Open the demo in a browser."
-    return subprocess.call([sys.executable, '-m', 'streamlit', 'run', str(repo_path('app.py')), '--server.port', str(a.port)])
+    if not 0 < a.port < 65536: raise FaceError(f'--port {a.port}: a port is a number from 1 to 65535')
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind((a.host, a.port))
+        except OSError as e: raise FaceError(f'{a.host}, port {a.port}: {e.strerror.lower()}; try --port {a.port + 1}') from None
+    return subprocess.call([sys.executable, '-m', 'streamlit', 'run', str(repo_path('app.py')), '--server.port', str(a.port), '--server.address', a.host])
 
 # %% ../nbs/14_cli.ipynb #17f8d2a2
 def matrix(
@@ -264,9 +272,9 @@ def add(
 # %% ../nbs/14_cli.ipynb #bf7ecb0b
 def add_judging(subs):
     "predict, evaluate, robustness and compare"
-    p = add(subs, cmd_predict, 'Prints verdict (fake, real or uncertain), p_fake and path of each face. p_fake is the probability that it is generated.\nFaces are found, aligned and cut out; an image that is a face crop already is judged as it is.\nSeveral processes share a folder: torchrun --nproc-per-node 2 --no-python fakeface predict DIR --csv F')
+    p = add(subs, cmd_predict, 'Prints verdict (fake, real or uncertain), p_fake and path of each face. p_fake is the probability that it is generated.\nFaces are found, aligned and cut out; an image that is a face crop already is judged as it is.\nOf what cannot be judged the reason is told; the exit code is 2 when nothing could be.\nSeveral processes share a folder: torchrun --nproc-per-node 2 --no-python fakeface predict DIR --csv F')
     p.add_argument('paths', nargs='+', metavar='PATH', help='image files or folders')
-    p.add_argument('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this table instead; .parquet is written as Parquet. Cut off, the same command goes on')
+    p.add_argument('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this table instead; .parquet is written as Parquet. If it is cut off, the same command goes on')
     p.add_argument('--whole', action='store_true', help='judge each image as it is, without looking for faces')
     p.add_argument('--heatmaps', metavar='DIR', help='write an overlay for each face: where the evidence lies')
     p.add_argument('--method', default='gradcam', choices=('gradcam', 'hirescam', 'layercam'), help='of the heatmaps; default: gradcam')
@@ -290,15 +298,15 @@ def add_judging(subs):
     for s in (p, e, r): s.add_argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/14_cli.ipynb #0473cadc
-PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), quick (native crops, 12 epochs), 140k (ours).
+PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), quick (native crops, 12 epochs), 140k (ours), 140k-full (the same for all 140,000 images, on a GPU).
 Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness, shortcuts, generators, explanations, report.'''
 
 def add_pipeline(subs):
     "run, audit and fetch"
     r = add(subs, cmd_run, PROFILES)
-    r.add_argument('--profile', help='demo, reference, quick, 140k, or a .yaml file; default: demo')
+    r.add_argument('--profile', help='demo, reference, quick, 140k, 140k-full, or a .yaml file; default: demo')
     r.add_argument('--data', metavar='DIR', help='data set: real/ and fake/, or train/, valid/, test/ with those in each')
-    r.add_argument('--quick', action='store_true', help='the setting quick of every step: few and small images, few resamples, few epochs, just enough to try it')
+    r.add_argument('--quick', action='store_true', help='try it: every step does just enough to see that it works, with few and small images and few epochs')
     r.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='override a setting, e.g. train.epochs=3; may be repeated')
     r.add_argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs')
     r.add_argument('--resume', metavar='RUN', help='finish a run that was cut off')
@@ -315,7 +323,9 @@ def add_others(subs):
     x.add_argument('--int8', action='store_true', help='round weights and values to eight bits: a quarter of the size, and faster')
     x.add_argument('--data', metavar='DIR', help='data set: its validation images calibrate --int8, its test images tell how well both agree')
     x.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
-    add(subs, cmd_app).add_argument('--port', type=int, default=8501, help='default: 8501')
+    d = add(subs, cmd_app)
+    d.add_argument('--port', type=int, default=8501, help='default: 8501')
+    d.add_argument('--host', default='localhost', help='0.0.0.0 lets everyone in your network use it; default: localhost, this machine alone')
     s = add(subs, cmd_ship, 'For maintainers.')
     s.add_argument('run', nargs='?', metavar='RUN', help='a finished run; left out: the weights stay')
     s.add_argument('--robustness', nargs='+', default=[], metavar='DIR', help='folders left by fakeface robustness, the shipped weights among their models; default: RUN')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_SIDE', 'MAX_READS', 'MAX_BLOCKS', 'MAX_VALUES',
-           'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
-           'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'opened', 'to_rgb',
-           'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
+           'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'UNREAD', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
+           'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'foreign', 'opened',
+           'to_rgb', 'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
            'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'alone', 'ahead', 'digest', 'repo_path',
            'commit', 'environment']
 
@@ -67,6 +67,7 @@ MAX_VALUES = 2**18        # of a TIFF's tag: a strip for each row of four planes
 MAX_SCANS = 16            # of a JPEG of MAX_PIXELS, more of a smaller one: each goes over all of its pixels; encoders make ten
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
+UNREAD = ('.heic', '.heif', '.avif')  # images to their owner, so they are met with a reason, not passed over in silence
 
 # %% ../nbs/00_core.ipynb #bd426551
 def read_bytes(
@@ -135,6 +136,15 @@ def check_size(
     if scans * w * h > MAX_SCANS * MAX_PIXELS: raise ImageError(name, f'{scans} scans of {w} x {h} pixels, too many to decode')
 
 # %% ../nbs/00_core.ipynb #69caefdd
+def foreign(
+    data  # bytes of a file that is none of `FORMATS`
+):
+    "What it is instead, and what to do, where the user can do something."
+    if data[4:8] == b'ftyp': return 'HEIC, AVIF or a video, which are not read; save it as JPEG'
+    if data[:4] in (b'PK\3\4', b'PK\5\6'): return 'a ZIP archive; unpack it, or drop it into the demo'
+    return 'not an image (JPEG, PNG, WebP, BMP, GIF or TIFF)'
+
+# %% ../nbs/00_core.ipynb #2de5c0a6
 @contextmanager
 def opened(
     data,                  # encoded bytes, see `read_bytes`
@@ -151,9 +161,9 @@ def opened(
                 yield im
     except ImageError: raise
     except Image.DecompressionBombError: raise ImageError(name, f'more than {max_pixels / 1e6:.0f} million pixels') from None
-    except Image.UnidentifiedImageError: raise ImageError(name, 'not an image (JPEG, PNG, WebP, BMP, GIF or TIFF)') from None
+    except Image.UnidentifiedImageError: raise ImageError(name, foreign(data)) from None
     except MemoryError: raise ImageError(name, 'not enough memory to decode it') from None
-    except Exception as e: raise ImageError(name, f'damaged image ({e})') from None
+    except Exception as e: raise ImageError(name, 'damaged image (the file ends too early)' if 'truncated' in str(e) else f'damaged image ({e})') from None
 
 # %% ../nbs/00_core.ipynb #13738f15
 TURNS = dict(zip(range(2, 9), (Image.Transpose[t] for t in 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split())))  # by EXIF orientation
@@ -193,17 +203,17 @@ def is_image_name(
     path  # Path
 ):
     "Whether a file in a folder or archive is taken for an image: by its suffix, and not hidden."
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
+    return path.suffix.lower() in SUFFIXES + UNREAD and not path.name.startswith('.')
 
 # %% ../nbs/00_core.ipynb #3ac49bfe
 def walk_images(
-    folder  # searched with its subfolders, links to folders excepted
+    folder  # searched with its subfolders, links to folders and hidden ones excepted
 ):
     "Image files in a folder as `Path`, one at a time, ordered by path. Subfolders that may not be read are passed over."
     try: entries = sorted(os.scandir(folder), key=lambda e: e.name + '/' * e.is_dir(follow_symlinks=False))  # a/x comes after a.jpg
     except OSError: return
     for e in entries:
-        if e.is_dir(follow_symlinks=False): yield from walk_images(e.path)
+        if e.is_dir(follow_symlinks=False): yield from walk_images(e.path) if not e.name.startswith('.') else ()
         elif is_image_name(p := Path(e.path)) and p.is_file(): yield p
 
 # %% ../nbs/00_core.ipynb #c1bb46c5
@@ -217,6 +227,7 @@ class Images:
 
     def walk(self):
         seen = set() if len(self.paths) > 1 else None
+        if not all(map(str, self.paths)): raise FaceError('an empty path; name a file or a folder')
         for p in map(Path, self.paths):
             try: p.stat()
             except (OSError, ValueError) as e: raise FaceError(f'{p}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
@@ -321,7 +332,7 @@ def load_json(
 ):
     "The content of a JSON file. Raises `FaceError` when it is missing or damaged."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FaceError(f'{path}: missing; run the earlier step first') from None
+    except FileNotFoundError: raise FaceError(f'{path}: missing; finish the run first, or name another folder') from None
     except ValueError as e: raise FaceError(f'{path}: damaged JSON ({e})') from None
 
 # %% ../nbs/00_core.ipynb #e4a82c5a

@@ -70,7 +70,7 @@ def read_tensors(
 ):
     "The tensors of a weights file, `{name: tensor}`, and its text metadata. Raises `FaceError` for anything else, a pickled object included."
     path = Path(path)
-    if not path.is_file(): raise FaceError(f'{path}: no such weights file; fakeface run trains one, --weights names another')
+    if not path.is_file(): raise FaceError(f'{path}: no such weights file; leave --weights out for those that ship, or train some with fakeface run')
     if path.stat().st_size > MAX_WEIGHTS: raise FaceError(f'{path}: larger than {MAX_WEIGHTS >> 20} MB, so no weights of a ResNet18')
     try:
         if path.suffix == '.safetensors':

@@ -94,7 +94,7 @@ def named(v): return v.path + (f', face {v.face}' if v.face else '')
 def card(v): return SAYS[v.verdict].casefold(), named(v)
 def cards(app):
     "`(verdict, name)` of the faces shown in full."
-    headings = [h.split(' ', 1)[1].casefold() for h in texts(judge(app).subheader) if ' images: ' not in h]
+    headings = [h.split(' ', 1)[1].casefold() for h in texts(judge(app).subheader) if not re.match(r'(\d+ )?images.*: ', h)]
     return list(zip(headings, [t for t in texts(judge(app).text) if not t.startswith('Reason: ')], strict=True))
 
 def fits(text, p):
@@ -108,7 +108,9 @@ def alts(app): return [i.proto.imgs[0].alt for i in judge(app).image]
 def captions(app): return sum((i.captions for i in judge(app).image), [])
 def pixels(png): return np.asarray(Image.open(io.BytesIO(png)).convert('RGB')).astype(int)
 def alike(a, b): return np.shape(a) == np.shape(b) and np.abs(np.subtract(a, b, dtype=int)).max() <= 3
-def summary(vs, n): count = Counter(v.verdict for v in vs); return f'{n} images: ' + ', '.join(f'{count[k]} {SAYS[k]}' for k in SAYS if count[k])
+def summary(vs, n):
+    count = Counter(v.verdict for v in vs); faces = sum(bool(v.verdict) for v in vs)
+    return f'{n} images' + (f' with {faces} faces' if faces + count[''] != n else '') + ': ' + ', '.join(f'{count[k]} {SAYS[k]}' for k in SAYS if count[k])
 
 def check_table(app, vs, n):
     "The table and the line over it tell these verdicts of `n` images."
@@ -141,7 +143,7 @@ def test_one_crop_gets_the_detectors_verdict(app, detector, saved):
         v, = detector.explain([('face.jpg', face(i))])
         upload(app, ('face.jpg', face(i)))
         assert v.verdict == verdict and cards(app) == [card(v)] and bars_fit(app, [v])
-        assert captions(app) == ['What the model saw', 'Where it found evidence'] and all('face.jpg' in a for a in alts(app))
+        assert captions(app) == ['What the model saw', f'Evidence that it is {dict(fake="generated").get(verdict, verdict)}'] and all('face.jpg' in a for a in alts(app))
         assert alike(pixels(saved.pop('face-0-heatmap.png')), v.overlay(.6)) and not saved
         assert not app.dataframe  # one image needs no table
 
@@ -359,7 +361,8 @@ def test_doubt_is_shown_as_doubt(weights, demo, tmp_path):
     app.slider(key='threshold').set_value(80.).run()
     doubtful = next(v for v in vs if v.verdict == 'uncertain')
     upload(app, next(f for f in files if f[0] == doubtful.path))
-    assert cards(app) == [card(doubtful)] and captions(app) == ['What the model saw', 'Where it found evidence']  # doubt is explained too
+    assert cards(app) == [card(doubtful)] and captions(app)[0] == 'What the model saw' and 'Evidence that it is' in captions(app)[1]  # doubt is explained too
+    assert 'Below 20 % it would be called real, from 80 % on AI-generated. Between these two' in ' '.join(texts(judge(app).markdown))
     assert 'uncertain' in ' '.join(texts(app.sidebar.caption))
 
 def test_the_url_sets_the_settings(demo, detector, saved):

@@ -1,6 +1,7 @@
 "The command: mistakes end in one line and code 2 and leave nothing behind; results are rows."
 
-import csv, json, os, pickle, shutil, subprocess, sys
+import csv, json, os, pickle, shutil, socket, subprocess, sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from conftest import COMMAND
 from fakeface.cli import main, parser
-from fakeface.detector import COLUMNS, Detector
+from fakeface.detector import COLUMNS, SAYS, Detector, tally
 from fakeface.model import load_checkpoint, save_checkpoint
 
 COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'export', 'app', 'ship', 'try')
@@ -126,14 +127,30 @@ def test_one_image(cli, world):
     v, = Detector.load(world/'good.safetensors', 'cpu').predict(world/'photo.jpg')
     assert code == 0 and out == f'{v.verdict}       {v.p_fake:.3f}  {world/"photo.jpg"}\n' and len(v.verdict) == 4 and err.count('\n') == 1
 
+@pytest.mark.parametrize('args, why', [(['predict', ''], 'an empty path; name a file or a folder'), (['predict', 'photo.jpg', '--csv', 'out.xlsx'], 'out.xlsx: write .csv, which spreadsheets open, or .parquet'),
+    (['predict', 'photo.jpg', '--heatmaps', 'broken.jpg'], 'broken.jpg: is a file; name a folder'), (['app', '--port', '99999'], '--port 99999: a port is a number from 1 to 65535')])
+def test_slips_are_told_before_anything_happens(cli, world, args, why):
+    code, out, err = cli(*args, cwd=world)
+    assert (code, out, err) == (2, '', f'fakeface: {why}\n') and not (world/'out.xlsx').exists()
+
+def test_a_port_that_is_taken(cli):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0)); s.listen(); port = s.getsockname()[1]
+        code, out, err = cli('app', '--port', str(port), '--host', '127.0.0.1')
+    assert code == 2 and err == f'fakeface: 127.0.0.1, port {port}: address already in use; try --port {port + 1}\n'
+
+def test_faces_are_counted_where_they_are_not_one_an_image():
+    names = {k: k or 'not judged' for k in SAYS}
+    assert tally(1, Counter(fake=1), names) == '1 image: 1 fake' and tally(3, Counter({'fake': 2, 'real': 3, '': 1}), names) == '3 images with 5 faces: 2 fake, 3 real, 1 not judged'
+
 def test_doubt_is_said_and_counted(world, tmp_path, capsys):
     with_doubt = ['--weights', str(world/'doubt.safetensors'), '--device', 'cpu']
     code, (out, err) = main(['predict', str(world/'photo.jpg'), str(world/'whole.tif'), *with_doubt, '--heatmaps', str(tmp_path/'heat')]), capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert code == 0 and [w[0] for w in lines] == ['uncertain'] * 2 and all(0 < float(w[1]) < 1 for w in lines) and len(list((tmp_path/'heat').iterdir())) == 2
-    assert err == '2 images: 0 fake, 0 real, 2 uncertain, 0 not judged\n'
+    assert err == '2 images: 2 uncertain\nuncertain: p_fake from 0.000 to 1.000, where the model errs too often to say; real below, fake above\n'
     assert main(['predict', str(world/'photo.jpg'), str(world/'broken.jpg'), *with_doubt, '--csv', str(tmp_path/'out.csv')]) == 0
-    assert capsys.readouterr().err.splitlines()[-1] == '2 images: 0 fake, 0 real, 1 uncertain, 1 not judged'
+    assert '2 images: 1 uncertain, 1 not judged' in capsys.readouterr().err.splitlines()
     with open(tmp_path/'out.csv', newline='') as f: assert [r['verdict'] for r in csv.DictReader(f)] == ['uncertain', '']
     assert main(['evaluate', '--data', str(world/'one'), *with_doubt, '--out', str(tmp_path/'n')]) == 0
     m = json.loads((tmp_path/'n'/'metrics.json').read_text())['metrics']

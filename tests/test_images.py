@@ -52,6 +52,7 @@ def test_truncated(format):
 
 @pytest.mark.parametrize('data, why', [
     (b'', 'empty'), (b'\0', 'not an image'), (b'\xff\xd8\xff', 'not an image|damaged'), (b'<html><body>404</body></html>', 'not an image'),
+    (b'\0\0\0\x18ftypheic' + bytes(40), 'HEIC, AVIF or a video, which are not read; save it as JPEG'), (b'PK\3\4' + bytes(40), 'a ZIP archive; unpack it, or drop it into the demo'),
     (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'), (b'%PDF-1.7', 'not an image'), (b'RIFF\x24\0\0\0WEBPVP8 ', 'not an image|damaged'),
     (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'), (b'P6 2 2 255 ' + bytes(12), 'not an image')],
     ids=lambda v: repr(v)[2:14] if isinstance(v, bytes) else '')
@@ -135,10 +136,10 @@ def test_an_error_names_the_file_as_the_user_knows_it(tmp_path):
     with pytest.raises(ImageError, match='^holiday: '): open_image(b'no', 'holiday')
 
 def test_finding_images(tmp_path):
-    for n in ('b/2.JPG', 'b/1.webp', 'a.tif', 'notes.txt', '.hidden.png'): (tmp_path/n).parent.mkdir(exist_ok=True); (tmp_path/n).write_bytes(b'x')
+    for n in ('b/2.JPG', 'b/1.webp', 'a.tif', 'notes.txt', '.hidden.png', '.cache/c.jpg', 'b/3.heic'): (tmp_path/n).parent.mkdir(exist_ok=True); (tmp_path/n).write_bytes(b'x')
     (tmp_path/'folder.jpg').mkdir()
     found = find_images([tmp_path/'notes.txt', tmp_path, tmp_path/'a.tif'])
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == ['notes.txt', 'a.tif', 'b/1.webp', 'b/2.JPG']
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == ['notes.txt', 'a.tif', 'b/1.webp', 'b/2.JPG', 'b/3.heic']  # a photograph to its owner, so it is met with a reason
 
 @pytest.mark.parametrize('path', ['none', 'folder.jpg', 'x' * 300, 'a\nb', 'nul\0'], ids=lambda p: ascii(p)[:12])
 def test_what_is_not_found_is_one_line(path, tmp_path):
