@@ -53,7 +53,7 @@ def settings():
     if n: low, high = wilson(k, n); st.caption(f'False-positive rate at this setting: {k} of {n} real validation images, {100 * k / n:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %).')
     else: st.caption('These weights do not tell the false-positive rate of a setting.')
     st.caption(f'Called real below {100 * band[0]:.1f} %; uncertain between.' if band[0] < band[1] else 'At this setting no face is called uncertain.')
-    if n and k > .1 * n: st.warning('So many real photographs are called AI-generated at this setting that the word means little.')
+    if chosen != start and k > .1 * n: st.warning('So many real photographs are called AI-generated at this setting that the word means little.')
     method = st.selectbox('Heatmap', list(METHODS), format_func=METHODS.get, key='heatmap', bind='query-params', help='Grad-CAM is exact and fast, on a coarse grid. The others are finer and take a second a face.')
     whole = st.toggle('Judge whole images', key='whole', bind='query-params', help='Do not look for faces. Right for images that were cut around a face already.')
     return name, known[name], detector, band, method, whole

@@ -534,8 +534,7 @@ def test_in_a_browser(served, detector):
 
         tick(page, 0)
         heatmap(page, 'face.jpg').wait_for()
-        at = grid(page).bounding_box()['width'] * .78  # amid the heading 'Generated'
-        grid(page).click(position=dict(x=at, y=18))
+        grid(page).click(position=dict(x=320, y=18))  # on the heading 'Generated'
         numbers = lambda: [float(p or 'nan') for p in column(page, 'Generated')]
         eventually(page, lambda: len(ns := [n for n in numbers() if n == n]) > 5 and all(np.diff(ns) >= 0))
         tick(page, next(i for i, n in enumerate(numbers()) if n == n))
