@@ -50,10 +50,11 @@ def cmd_predict(a):
     rank, world = shard()
     if world > 1 and not a.csv: raise FaceError('several processes write one table; name it with --csv')
     if a.csv and Path(a.csv).suffix.lower() in ('.xls', '.xlsx', '.ods', '.json', '.html'): raise FaceError(f'{a.csv}: write .csv, which spreadsheets open, or .parquet')
+    if a.method and not a.heatmaps: raise FaceError('--method is of the heatmaps; name a folder for them with --heatmaps')
     if a.heatmaps and Path(a.heatmaps).is_file(): raise FaceError(f'{a.heatmaps}: is a file; name a folder')
     if a.heatmaps: Path(a.heatmaps).mkdir(parents=True, exist_ok=True)
     detector = load_detector(a.weights, own_device(a.device))
-    options = dict(explain=a.method if a.heatmaps else '', progress=n > 32 and rank == 0 and sys.stderr.isatty(), whole=a.whole)
+    options = dict(explain=(a.method or 'gradcam') if a.heatmaps else '', progress=n > 32 and rank == 0 and sys.stderr.isatty(), whole=a.whole)
     counts, last = Counter(), None
     def told(number, v):
         nonlocal last
@@ -277,7 +278,7 @@ def add_judging(subs):
     p.add_argument('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this table instead; .parquet is written as Parquet. If it is cut off, the same command goes on')
     p.add_argument('--whole', action='store_true', help='judge each image as it is, without looking for faces')
     p.add_argument('--heatmaps', metavar='DIR', help='write an overlay for each face: where the evidence lies')
-    p.add_argument('--method', default='gradcam', choices=('gradcam', 'hirescam', 'layercam'), help='of the heatmaps; default: gradcam')
+    p.add_argument('--method', choices=('gradcam', 'hirescam', 'layercam'), help='of the heatmaps; default: gradcam')
     e = add(subs, cmd_evaluate, 'example: fakeface evaluate --data faces/ --split test --corrupt scale:0.5+jpeg:75 --out runs/mine\nThe images are judged whole: a data set holds face crops.')
     e.add_argument('--data', metavar='DIR', required=True, help='a folder with real/ and fake/ (one of them is enough), or with splits')
     e.add_argument('--split', choices=('train', 'valid', 'test'), help='only this split')

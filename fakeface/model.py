@@ -126,7 +126,7 @@ def pick_device(
     "A torch device: the accelerator if there is one, else the processor. Raises `FaceError` for one that is not there."
     if name == 'auto': return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     try: torch.empty(0, device=name)
-    except (RuntimeError, AssertionError): raise FaceError(f'device {name!r} is not available here; use auto or cpu') from None
+    except (RuntimeError, AssertionError): raise FaceError(f'device {name!r} is not available here, or none at all; use auto or cpu') from None
     return torch.device(name)
 
 # %% ../nbs/02_model.ipynb #afd51e01

@@ -128,7 +128,7 @@ def test_one_image(cli, world):
     assert code == 0 and out == f'{v.verdict}       {v.p_fake:.3f}  {world/"photo.jpg"}\n' and len(v.verdict) == 4 and err.count('\n') == 1
 
 @pytest.mark.parametrize('args, why', [(['predict', ''], 'an empty path; name a file or a folder'), (['predict', 'photo.jpg', '--csv', 'out.xlsx'], 'out.xlsx: write .csv, which spreadsheets open, or .parquet'),
-    (['predict', 'photo.jpg', '--heatmaps', 'broken.jpg'], 'broken.jpg: is a file; name a folder'), (['app', '--port', '99999'], '--port 99999: a port is a number from 1 to 65535')])
+    (['predict', 'photo.jpg', '--method', 'layercam'], '--method is of the heatmaps; name a folder for them with --heatmaps'), (['predict', 'photo.jpg', '--heatmaps', 'broken.jpg'], 'broken.jpg: is a file; name a folder'), (['app', '--port', '99999'], '--port 99999: a port is a number from 1 to 65535')])
 def test_slips_are_told_before_anything_happens(cli, world, args, why):
     code, out, err = cli(*args, cwd=world)
     assert (code, out, err) == (2, '', f'fakeface: {why}\n') and not (world/'out.xlsx').exists()
