@@ -191,11 +191,13 @@ def judging(name, detector, band, method, whole):
 def evaluation(path, detector):
     "How good these weights are: their card, and the figures of the run that made them."
     figures = path.parent/'figures'
+    head, _, card = (path.parent/'MODEL_CARD.md').read_text(encoding='utf-8').partition('<!-- /short -->') if path == SHIPPED else ('', '', '')  # another's could fetch images from anywhere
+    if head: st.markdown(head)
     st.text(f'ResNet18, input {detector.size} × {detector.size} pixels; learned from: {detector.meta.get("source", "not recorded")}')
     for name, caption in FIGURES.items():
         try: st.image(open_image(figures/f'{name}.png').transpose(1, 2, 0), caption, alt=caption)
         except ImageError: pass  # missing, or no image
-    if path == SHIPPED: st.markdown((path.parent/'MODEL_CARD.md').read_text(encoding='utf-8'))  # only this one: another's could fetch images from anywhere
+    if card: st.markdown(card)
     elif not figures.is_dir(): st.text('Nothing is recorded beside these weights. A run of the pipeline leaves figures there.')
 
 ABOUT = '''

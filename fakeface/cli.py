@@ -221,7 +221,7 @@ def ship_run(
     from fakeface.detector import SHIPPED, Detector
     from fakeface.model import write_seal
     from fakeface.pipeline import run_name
-    from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, results_markdown
+    from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, in_short, results_markdown
     runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}
     with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
     write_seal(SHIPPED)
@@ -230,6 +230,7 @@ def ship_run(
     detector, ours = Detector.load(), runs[a.run]
     card = {f'{ours["source"]}, {ours["split"]}': ours} | {Path(d).name: evaluate_folder(detector, d) for d in a.also}
     fill(SHIPPED.parent/'MODEL_CARD.md', 'numbers', results_markdown(card) + '\n\n' + doubt_markdown(card))
+    for page in (SHIPPED.parent/'MODEL_CARD.md', repo_path('README.md')): fill(page, 'short', in_short(card))
     side = {run_name(r): m for r, m in runs.items()}
     fill(repo_path('README.md'), 'numbers', results_markdown(side) + '\n\n' + '\n'.join(f'- `{n}`: {matrix(m)}' for n, m in side.items()))
     print(results_markdown(card)); print(results_markdown(side))

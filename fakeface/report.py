@@ -6,8 +6,8 @@
 __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answer', 'render', 'figure', 'table', 'cluster_parts',
            'error_parts', 'number_parts', 'robustness_parts', 'study_parts', 'data_parts', 'checkpoint_part',
            'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder', 'evaluate_folder',
-           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'table_markdown',
-           'robustness_markdown', 'fill']
+           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'in_short',
+           'table_markdown', 'robustness_markdown', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -378,6 +378,17 @@ def doubt_markdown(
     rows = [[name, percent(m['answered']), percent(m['wrong_answers']), percent(m['tpr_at_1_fpr']) if 'tpr_at_1_fpr' in m else '', calibration_text(r)]
             for name, r, m in ((n, r, r['metrics']) for n, r in results.items())]
     return markdown(['images', 'get an answer', 'of these wrong', 'caught at 1 % false alarms', 'calibration error'], rows)
+
+def in_short(
+    results  # {name: result of `evaluate` with a band}, first the kind of images that the model learned from, then those that it has never seen
+):
+    "The four things to know of a detector, as a paragraph."
+    own, *unseen = results.values()
+    ((tp, fn), (fp, tn)), m = own['confusion'], own['metrics']
+    text = (f'Of {tp + fn} generated faces of the kind it learned from it catches {tp}, {percent(m["recall"])}, and of {fp + tn} photographs it clears {tn}, {percent(m["specificity"])}, when every image must get an answer. '
+            f'Where it may say "uncertain" it answers {percent(m["answered"])} of them, and of the answers {percent(m["wrong_answers"])} are wrong.')
+    caught = ', '.join(f'{percent(r["metrics"]["recall"])} of {n}' for n, r in list(results.items())[1:] if r['n_fake'])
+    return text + (f' Of fakes that it has never seen it catches {caught}. The brackets hold 95 % intervals.' if caught else ' The brackets hold 95 % intervals.')
 
 def table_markdown(
     df  # of text
