@@ -154,7 +154,7 @@ def number_parts(
 
 # %% ../nbs/11_report.ipynb #e9812960
 FIGURES = {'confusion': 'Confusion matrix of the test images', 'curves': 'Every threshold at once; the dot is the one that parts fake from real when every image must get an answer',
-           'reliability': 'Share of fakes among images of like p_fake, with the number of images', 'robustness': 'Accuracy and share that gets an answer by strength of each corruption, with 95 % intervals',
+           'reliability': 'Share of fakes among images of like p_fake, with the number of images', 'robustness': 'Accuracy, AUC and share that gets an answer by strength of each corruption, with 95 % intervals',
            'drift': 'How far the log-odds of "fake" moved from those of the file as it is (median, and 5 to 95 % of the images), and how many verdicts changed or flipped (95 % intervals)'}  # those without faces: they may be shipped
 
 # %% ../nbs/11_report.ipynb #a65ac629

@@ -69,7 +69,13 @@ def test_a_disk_that_may_not_be_written(drawn, disk):
     done = subprocess.run([COMMAND, 'predict', drawn/'test', '--csv', run_dir/'new.csv'], capture_output=True, text=True)
     assert done.returncode == 2 and 'Read-only file system' in done.stderr and len(done.stderr.splitlines()) == 1
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(capfd):
-    "A few kills; `python tests/kill_runs.py 30` is the long form."
-    assert kill_runs.main(3, seed=1) == 0
-    assert 'all the same, bit for bit' in capfd.readouterr().out
+@pytest.mark.parametrize('alone', [False, True], ids=['everything', 'command'])
+def test_what_a_kill_leaves_is_whole(drawn, tmp_path, alone):
+    "One kill of those that `make kill` does thirty of, comparing the results in the end; `test_pipeline.py` compares those of one, too."
+    run_dir = prepared(drawn, tmp_path/'run')
+    assert kill_runs.killed(['01_data', '02_model'], 3, alone, '--resume', run_dir) in ('01_data', '02_model')
+    assert kill_runs.whole(run_dir) >= 2
+    run(run_dir, str, '02_model')
+    assert kill_runs.whole(run_dir) >= 9 and not list(run_dir.rglob('.*'))
+    (run_dir/'data.json').write_text('{"root": ')
+    with pytest.raises(SystemExit, match='data.json: damaged after a kill'): kill_runs.whole(run_dir)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+import kill_runs
 from conftest import COMMAND, ROOT
 from fakeface.corrupt import VERSIONS
 from fakeface.detector import Detector
@@ -44,6 +45,7 @@ class Run:
         self.strays = [p.name for p in (ROOT/'nbs').iterdir() if p.is_socket()]
         for p in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]: p.send_signal(signal.SIGKILL)
         self.process.communicate()
+        kill_runs.whole(self.dir)
         return (self.dir/'last.ckpt').exists() and not (self.dir/'model.safetensors').exists()
 
 def sources(): return {p.name: p.read_bytes() for p in (ROOT/'nbs').glob('*.ipynb')}
