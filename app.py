@@ -18,7 +18,7 @@ from fakeface.report import FIGURES
 
 MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
 MARK = {'fake': '▲', 'real': '●', 'uncertain': '◆', '': '–'}  # a shape beside the word, so that nothing is told by colour
-MEANS = {'fake': 'Of real photographs, few score this high. It is evidence, not proof.',
+MEANS = {'fake': 'It is evidence, not proof.',
          'real': 'The model found too little trace of the generators that it knows. It does **not** know all of them: most faces of diffusion models pass as real.',
          'uncertain': 'Between these two scores the model is wrong too often to give an answer.'}
 LIMITS = {'fake': 'From {1} on it is called AI-generated.', 'real': 'Below {0} it is called real.', 'uncertain': 'Below {0} it would be called real, from {1} on AI-generated.'}
@@ -128,18 +128,20 @@ def inline(pixels):
     "uint8 (H, W, 3) within the page itself: Streamlit forgets a file once a rerun no longer shows it, while a slow browser may still be fetching it."
     return data_url(encoded(pixels, 'JPEG'))
 
-def card(v, opacity, band, parted):
+def card(v, opacity, detector, band):
     "One face in full."
     with st.container(border=True):
         st.subheader(f'{MARK[v.verdict]} {SAYS[v.verdict][0].upper()}{SAYS[v.verdict][1:]}', anchor=False)
         st.text(v.path + (f', face {v.face}' if v.face else ''))
         if v.error: st.text(f'Reason: {v.error}'); return
         st.progress(v.p_fake, f'Probability that it was generated: {percent(v.p_fake)}')
-        st.markdown(f'{LIMITS[v.verdict].format(*map(exact, band))} {MEANS[v.verdict]}')
+        k, n = false_positives(detector.meta, v.p_fake)
+        as_high = f'Of {n} real validation images {k} score{"s" * (k == 1)} as high. ' if n and v.verdict == 'fake' else ''
+        st.markdown(f'{LIMITS[v.verdict].format(*map(exact, band))} {as_high}{MEANS[v.verdict]}')
         if v.image is None: return
         seen, why = st.columns(2, wrap=False)
         seen.image(inline(v.image.transpose(1, 2, 0)), 'What the model saw', width='stretch', alt=f'{v.path} as the model saw it')
-        why.image(inline(v.overlay(opacity)), f'Evidence that it is {"generated" if v.p_fake >= parted else "real"}' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
+        why.image(inline(v.overlay(opacity)), f'Evidence that it is {"generated" if v.p_fake >= parting(detector, band) else "real"}' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
         st.download_button('Download the heatmap', encoded(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
 
 def image_page(detector, how, band, item, method):
@@ -149,7 +151,7 @@ def image_page(detector, how, band, item, method):
     def photograph(): st.image(inline(draw_boxes(open_image(item[3]()), boxes, 640)), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
     if len(boxes) > 1: photograph()
     opacity = st.session_state.get('opacity', 60) / 100
-    for v in verdicts: card(v, opacity, band, parting(detector, band))
+    for v in verdicts: card(v, opacity, detector, band)
     if any(v.verdict for v in verdicts): st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%', key='opacity')
     if len(boxes) == 1: photograph()
 
@@ -218,8 +220,8 @@ hair included, is not judged.
 
 st.set_page_config('Real or generated?', '🔎')
 st.title('Real or generated?', anchor=False)
-st.markdown('Drop in pictures of faces. A model says how likely each was generated, and shows where it found evidence. Its answer is a probability, not proof. It knows faces by StyleGAN; '
-            'those of **diffusion models** (Midjourney, SDXL and the like) it mostly takes for real.')
+st.markdown('Drop in pictures of faces. A model says how likely each was generated, and shows where it found evidence. Its answer is a probability, not proof. '
+            'The shipped weights know faces by StyleGAN; those of **diffusion models** (Midjourney, SDXL and the like) they mostly take for real.')
 try:
     with st.sidebar: name, path, detector, band, method, whole = settings()
 except FaceError as e: st.text(f'The model cannot be used. {e}'); st.stop()

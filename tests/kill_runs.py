@@ -5,7 +5,7 @@
 A run on a tiny stand-in is killed N times (SIGKILL), its steps in turn, each at random moments, and resumed. Every other time only the command is killed, so that the kernel is left behind and
 the next attempt starts beside it; else everything at once, as a power cut does. After each kill every file of the run is read. Exit code 1 when one is damaged, or an artefact differs in the end.
 """
-import json, re, signal, subprocess, sys, tempfile, time
+import json, os, re, signal, subprocess, sys, tempfile, time
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -18,10 +18,17 @@ from fakeface.standin import make_standin
 
 COMMAND = Path(sys.executable).parent/'fakeface'
 SETS = 'train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ema=0.5 evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0'.split()
-READERS = {'.json': lambda p: json.loads(p.read_text()), '.yaml': lambda p: yaml.safe_load(p.read_text()), '.csv': pd.read_csv, '.png': lambda p: Image.open(p).load(), '.safetensors': load_file,
-           '.ckpt': lambda p: torch.load(p, weights_only=True), '.ipynb': lambda p: nbformat.read(p, 4), '.html': lambda p: p.read_text().rstrip().endswith('</html>') or 1 / 0}
+STEP = re.compile(r'\[\d+/\d+\] (\w+)$')  # a step that begins, in what the command prints
 
-def start(*args): return subprocess.Popen([COMMAND, 'run', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def page(path):
+    if not path.read_text().rstrip().endswith('</html>'): raise ValueError('its end is missing')
+
+READERS = {'.json': lambda p: json.loads(p.read_text()), '.yaml': lambda p: yaml.safe_load(p.read_text()), '.csv': pd.read_csv, '.png': lambda p: Image.open(p).load(), '.safetensors': load_file,
+           '.ckpt': lambda p: torch.load(p, weights_only=True), '.ipynb': lambda p: nbformat.read(p, 4), '.html': page}
+
+def start(*args):
+    quiet = os.environ | dict(TQDM_DISABLE='1')  # progress bars would fill the pipe, which is read in the end
+    return subprocess.Popen([COMMAND, 'run', *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=quiet)
 
 def whole(run_dir):
     "Read every file of a run; returns how many. Raises when one is damaged or of an unknown kind."
@@ -39,9 +46,9 @@ def artefacts(run_dir):
 
 def left_alone(*args):
     "A run to its end: its seconds by step."
-    process, times, last = start(*args), {}, None
+    process, times = start(*args), {}
     for line in process.stdout:
-        if m := re.search(r'\[\d+/\d+\] (\w+)$', line): times[last := m[1]] = time.time()
+        if m := STEP.search(line): times[m[1]] = time.time()
     error = process.stderr.read()
     if process.wait(): raise SystemExit(error)
     ends = [*list(times.values())[1:], time.time()]
@@ -51,14 +58,14 @@ def killed(steps, delay, alone, *args):
     "Start or resume a run and kill it `delay` seconds after one of the steps began; the name of the step that it was in."
     process, at = start(*args), None
     for line in process.stdout:
-        if (m := re.search(r'\[\d+/\d+\] (\w+)$', line)): at = m[1]
+        if m := STEP.search(line): at = m[1]
         if at in steps: break
     else: raise SystemExit(process.stderr.read())
     time.sleep(delay)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
     for p in family[:1] if alone else family: p.send_signal(signal.SIGKILL)
     for line in process.communicate()[0].splitlines():
-        if m := re.search(r'\[\d+/\d+\] (\w+)$', line): at = m[1]
+        if m := STEP.search(line): at = m[1]
     return at if process.returncode == -signal.SIGKILL else 'nothing: it had ended'
 
 def main(n, seed=0):

@@ -72,6 +72,25 @@ def test_steps_have_parameters_and_run_sections():
         assert len(defaults(s)) == len(lines)
     assert [p.stem for p in NUMBERED if any('parameters' in c['metadata'].get('tags', []) for c in cells(p))] == list(STEPS)
 
+def assigned(node):
+    "Names that a statement binds in the module, not within functions, classes and comprehensions."
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)): return {getattr(node, 'name', '')}
+    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+    return own.union(*map(assigned, ast.iter_child_nodes(node)))
+
+@pytest.mark.parametrize('step', STEPS)
+def test_no_lesson_overwrites_a_setting(step):
+    "The pipeline runs the lesson with the settings of the run already in place: one of their names bound there would replace what the user asked for."
+    path, bound = next(p for p in NUMBERED if p.stem == step), set()
+    for c in cells(path):
+        text = source(c)
+        if 'parameters' not in c['metadata'].get('tags', []) and '#| eval: false' not in text: bound |= assigned(ast.parse(re.sub(r'^[%!].*$', '', text, flags=re.M)))
+    assert not bound & set(defaults(step))
+
+def test_the_guard_sees_every_way_to_bind():
+    text = 'a = 1\nfor b, *c in []: pass\nwith x as d: pass\nif (e := 1): f[0] = 1\ndef g(h): i = 1\n[j for j in []]\nk += 1'
+    assert assigned(ast.parse(text)) - {''} == {*'abcdegk'}
+
 def test_profiles_resolve():
     assert {'demo', 'reference', '140k', '140k-full'} <= set(profiles())
     for name in profiles():

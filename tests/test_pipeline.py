@@ -72,7 +72,7 @@ def runs(drawn, checkpoint, tmp_path_factory):
         r.first = r.resume().said, r.code, r.err
         times = {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
         r.again = r.resume().said, r.code
-        r.untouched = times == {p: p.stat().st_mtime_ns for p in times}
+        r.untouched = times == {p: p.stat().st_mtime_ns for p in r.dir.rglob('*')}
         return r
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(own), pool.submit(lambda: Run(home/'whole', '--set', f'data.standin_dir={home/"drawn"}', '--set', f'robustness.beside=other={checkpoint}').end())]
