@@ -144,19 +144,19 @@ def card(v, opacity, detector, band):
         why.image(inline(v.overlay(opacity)), f'Evidence that it is {"generated" if v.p_fake >= parting(detector, band) else "real"}' if v.heatmap.any() else 'No place stands out', width='stretch', alt=f'{v.path} with the heatmap over it')
         st.download_button('Download the heatmap', encoded(v.overlay(opacity)), f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png', on_click='ignore', key=f'png-{v.face}')
 
-def image_page(detector, how, band, item, method):
-    "One image: each face, and the photograph with boxes that tell which is which."
+def image_page(detector, how, band, item, method, face):
+    "One image: each face, that of the chosen row first, and the photograph with boxes that tell which is which."
     verdicts = explained(detector, how, band, item, method)
     boxes = [v.box for v in verdicts if v.box]
     def photograph(): st.image(inline(draw_boxes(open_image(item[3]()), boxes, 640)), f'{len(boxes)} face{"s" * (len(boxes) > 1)} judged', alt=f'{item[1]} with a numbered box around each face')
     if len(boxes) > 1: photograph()
     opacity = st.session_state.get('opacity', 60) / 100
-    for v in verdicts: card(v, opacity, detector, band)
+    for v in sorted(verdicts, key=lambda v: v.face != face): card(v, opacity, detector, band)
     if any(v.verdict for v in verdicts): st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%', key='opacity')
     if len(boxes) == 1: photograph()
 
 def summary(items, verdicts):
-    "Many verdicts at a glance; returns the key of the row that was chosen, if any."
+    "Many verdicts at a glance; returns the key of the image and the number of the face in the row that was chosen, if any."
     rows = [(i[0], v) for i in items for v in verdicts[i[0]]]
     count = Counter(v.verdict for _, v in rows)
     st.subheader(tally(len(items), count, SAYS), anchor=False)
@@ -174,7 +174,9 @@ def summary(items, verdicts):
     csv.download_button('Download as CSV', as_csv(v for _, v in rows), 'verdicts.csv', 'text/csv', on_click='ignore', width='stretch')
     page.download_button('Download as HTML', Verdicts(v for _, v in rows).page(), 'verdicts.html', 'text/html', on_click='ignore', width='stretch')
     chosen = picked.selection.rows
-    return rows[chosen[0]][0] if chosen and chosen[0] < len(rows) else None
+    if not chosen or chosen[0] >= len(rows): return None, 0
+    key, v = rows[chosen[0]]
+    return key, v.face
 
 def as_csv(verdicts):
     "The verdicts as `fakeface predict --csv` writes them."
@@ -186,9 +188,9 @@ def judging(name, detector, band, method, whole):
     "The page on which images are judged."
     how, items = (name, whole), chosen_items()
     verdicts = {k: decided(v, band) for k, v in judge(detector, how, items).items()}
-    picked = summary(items, verdicts) if len(items) > 1 else items[0][0] if items else None
+    picked, face = summary(items, verdicts) if len(items) > 1 else (items[0][0] if items else None, 1)
     for item in items:
-        if item[0] == picked: image_page(detector, how, band, item, method)
+        if item[0] == picked: image_page(detector, how, band, item, method, face)
 
 def evaluation(path, detector):
     "How good these weights are: their card, and the figures of the run that made them."

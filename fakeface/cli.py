@@ -104,6 +104,7 @@ def cmd_evaluate(a):
     parse(a.corrupt)  # before what is slow
     if a.out and Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.full: return full(a)
+    if a.set: raise FaceError('--set is for the steps of --full; leave it out, or add --full')
     result = evaluate_folder(external(a.detector) if a.detector else Detector.load(a.weights, a.device), a.data, a.split, progress=sys.stderr.isatty(), copy=a.corrupt, out=a.out)
     print(metrics_table(result).to_string())
     print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} unreadable; threshold {result["threshold"]:.3f}; calibration error {calibration_text(result)}')
@@ -117,7 +118,7 @@ def full(a):
     from fakeface.pipeline import prepare
     if not a.out: raise FaceError('--full leaves a run folder: name a new one with --out DIR')
     if given := [n for n in ('detector', 'corrupt', 'split') if getattr(a, n)]: raise FaceError(f'--full corrupts and splits by itself, and explains the weights: leave out --{given[0]}')
-    finish(prepare('evaluate', a.data, weights=a.weights or SHIPPED, folder=a.out, sets=[f'{s}.device={a.device}' for s in ('evaluate', 'robustness', 'shortcuts', 'generators')]))
+    finish(prepare('evaluate', a.data, weights=a.weights or SHIPPED, folder=a.out, sets=[f'{s}.device={a.device}' for s in ('evaluate', 'robustness', 'shortcuts', 'generators')] + a.set))
 
 # %% ../nbs/14_cli.ipynb #fd73159d
 def cmd_robustness(a):
@@ -285,7 +286,8 @@ def add_judging(subs):
     e.add_argument('--split', choices=('train', 'valid', 'test'), help='only this split')
     e.add_argument('--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +')
     e.add_argument('--out', metavar='DIR', help='also leave predictions, numbers, figures and report.html here')
-    e.add_argument('--full', action='store_true', help='also robustness, shortcuts, generators and the worth of the heatmaps: every section of a run, in --out')
+    e.add_argument('--full', action='store_true', help='also robustness, shortcuts, generators and the worth of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two cores')
+    e.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, override a setting: robustness.images=0 and explanations.images=0 examine all images instead of 160 and 24; may be repeated')
     e.add_argument('--detector', metavar='NAME', help="instead of our weights, another package's function paths -> p_fake (entry point fakeface.detectors)")
     r = add(subs, cmd_robustness, 'example: fakeface robustness --data faces/ --split test --out curves mine=runs/A theirs=other.safetensors\nThe images are judged whole, each many times over: a minute or two for a hundred images and one checkpoint.')
     r.add_argument('models', nargs='*', metavar='MODEL', help='a checkpoint (.safetensors) or a run folder, as NAME=FILE or FILE; default: the one that ships')

@@ -230,10 +230,10 @@ def test_filter_and_selection(app, detector, saved):
         check_csv(saved['verdicts.csv'], kept)
         assert saved['verdicts.html'].count('<tr>') == 1 + len(kept)
     app.button_group(key='show').set_value([]).run()
-    for i in (3, 6, 8):
+    for i in (3, 6, 7, 8):
         app.session_state['table'] = dict(selection=dict(rows=[i], columns=[], cells=[]))
         sound(app.run())
-        assert cards(app) == [card(v) for v in vs if v.path == vs[i].path]  # a photograph with all of its faces
+        assert cards(app) == [card(vs[i])] + [card(v) for j, v in enumerate(vs) if v.path == vs[i].path and j != i]  # a photograph with all of its faces, the chosen one first
     assert any('heatmap' in n for n in saved)
 
 def test_a_folder(app, detector):
