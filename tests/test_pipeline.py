@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 
 import kill_runs
@@ -209,6 +210,16 @@ def test_a_changed_setting_is_run_again_from_its_step_on(runs):
     (d/'config.yaml').write_text(yaml.safe_dump(config))
     run(d, (said := []).append)
     assert sum('skipped' in s for s in said) == len(STEPS) - 1 and '<h1>Another title</h1>' in (d/'report.html').read_text()
+
+def test_another_band_needs_no_new_training(runs):
+    "Nor do another false-positive rate and other copies: the trained weights are calibrated again."
+    d = shutil.copytree(runs.whole.dir, runs.home/'banded')
+    config = yaml.safe_load((d/'config.yaml').read_text()); config['settings']['03_train'] |= dict(band=.3, fpr=.2)
+    (d/'config.yaml').write_text(yaml.safe_dump(config))
+    run(d, print, until='03_train')
+    (old, was), (new, now) = (load_checkpoint(r/'model.safetensors') for r in (runs.whole.dir, d))
+    assert (d/'last.ckpt').read_bytes() == (runs.whole.dir/'last.ckpt').read_bytes() and all(torch.equal(old.state_dict()[k], v) for k, v in new.state_dict().items())
+    assert now['band'] != was['band'] and now['fpr'] == .2 and now['training'] == was['training'] | dict(band=.3, fpr=.2)
 
 def test_finished_weights_get_the_whole_report(runs):
     "`evaluate --full`: every section but the training's, by the weights that were named."
