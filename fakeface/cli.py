@@ -287,7 +287,7 @@ def add_judging(subs):
     e.add_argument('--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +')
     e.add_argument('--out', metavar='DIR', help='also leave predictions, numbers, figures and report.html here')
     e.add_argument('--full', action='store_true', help='also robustness, shortcuts, generators and the worth of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two cores')
-    e.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, override a setting: robustness.images=0 and explanations.images=0 examine all images instead of 160 and 24; may be repeated')
+    e.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, override a setting: robustness.images=0 and explanations.images=0 examine all images instead of 100 and 16; may be repeated')
     e.add_argument('--detector', metavar='NAME', help="instead of our weights, another package's function paths -> p_fake (entry point fakeface.detectors)")
     r = add(subs, cmd_robustness, 'example: fakeface robustness --data faces/ --split test --out curves mine=runs/A theirs=other.safetensors\nThe images are judged whole, each many times over: a minute or two for a hundred images and one checkpoint.')
     r.add_argument('models', nargs='*', metavar='MODEL', help='a checkpoint (.safetensors) or a run folder, as NAME=FILE or FILE; default: the one that ships')

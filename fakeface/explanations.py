@@ -101,10 +101,10 @@ def filled(
         x = hole * cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR)
     p = r = hole * near(image * (1 - hole)) - A(x)
     for _ in range(steps):
-        Ap, rr = A(p), (r * r).sum((0, 1))
-        step = rr / np.maximum((p * Ap).sum((0, 1)), 1e-20)
+        Ap, rr = A(p), np.vdot(r, r)
+        step = rr / max(np.vdot(p, Ap), 1e-20)
         x, r = x + step * p, r - step * Ap
-        p = r + (r * r).sum((0, 1)) / np.maximum(rr, 1e-20) * p
+        p = r + np.vdot(r, r) / max(rr, 1e-20) * p
     return image * (1 - hole) + x
 
 # %% ../nbs/09_explanations.ipynb #21471384
