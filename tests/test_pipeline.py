@@ -212,7 +212,7 @@ def test_a_changed_setting_is_run_again_from_its_step_on(runs):
     assert sum('skipped' in s for s in said) == len(STEPS) - 1 and '<h1>Another title</h1>' in (d/'report.html').read_text()
 
 def test_another_band_needs_no_new_training(runs):
-    "Nor do another false-positive rate and other copies: the trained weights are calibrated again."
+    "Nor does another false-positive rate: the trained weights are calibrated again."
     d = shutil.copytree(runs.whole.dir, runs.home/'banded')
     config = yaml.safe_load((d/'config.yaml').read_text()); config['settings']['03_train'] |= dict(band=.3, fpr=.2)
     (d/'config.yaml').write_text(yaml.safe_dump(config))
