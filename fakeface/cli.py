@@ -259,7 +259,7 @@ def cmd_try(a):
     from fakeface.experiments import attempt, check, levers
     if not a.data: raise FaceError('experiments need photographs: name a data set with --data DIR')
     for name in a.names: check(name, levers()[1], 'experiment')  # all of them, before the first costs an hour
-    for name in a.names: print(attempt(name, a.data, a.out, a.set))
+    for name in a.names: print(attempt(name, a.data, a.out, a.set, a.extra))
 
 # %% ../nbs/14_cli.ipynb #4d404552
 def add(
@@ -338,6 +338,7 @@ def add_others(subs):
     t = add(subs, cmd_try, 'For maintainers. example: fakeface try robust no-ramp --data DIR')
     t.add_argument('names', nargs='+', metavar='NAME', help='experiments of nbs/experiments.yaml')
     t.add_argument('--data', metavar='DIR', help='data set')
+    t.add_argument('--extra', metavar='DIR', help='second data set, half of which the experiment joined trains on; the other half is left in OUT/data-joined/rest')
     t.add_argument('--out', default='runs', metavar='DIR', help='where their runs are kept; default: runs')
     t.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='a setting for all of them; may be repeated')
 

@@ -200,8 +200,9 @@ def prepare(
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
-    g, r = settings['08_generators'], settings['06_robustness']  # now, not after the training
+    g, r, t = settings['08_generators'], settings['06_robustness'], settings['03_train']  # now, not after the training
     g['sets'], r['beside'] = os.pathsep.join(map(str, set_paths(g['sets']))), os.pathsep.join(f'{n}={p}' for n, p in checkpoints(r['beside']).items())
+    t['teachers'] = os.pathsep.join(map(str, checkpoints(t['teachers']).values()))
     if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
     elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MACHINE', 'AFTER', 'part_seed', 'Faces', 'augmentation', 'degrade_share', 'Batches', 'collate', 'Drawn', 'loader',
-           'Resident', 'make_optimizer', 'make_schedule', 'check_losses', 'save_batch', 'train_epoch', 'predict_logits',
-           'load_last', 'save_last', 'scores', 'no_better', 'restore', 'averaged', 'fit', 'calibrate', 'cut',
-           'operating_point', 'training_images', 'train_run', 'run_by_torchrun', 'main']
+           'Resident', 'make_optimizer', 'make_schedule', 'Teachers', 'taught_loss', 'check_losses', 'save_batch',
+           'train_epoch', 'predict_logits', 'load_last', 'save_last', 'scores', 'no_better', 'restore', 'averaged',
+           'fit', 'calibrate', 'cut', 'operating_point', 'training_images', 'train_run', 'run_by_torchrun', 'main']
 
 # %% ../nbs/03_train.ipynb #d864ff31
-import io, json, sys, time
+import io, json, os, sys, time
 from collections import deque
 from pathlib import Path
 
@@ -180,6 +180,33 @@ def make_schedule(
     if name == 'constant': return ConstantLR(optimizer, factor=1)
     raise FaceError(f'schedule {name!r} is not one of onecycle, cosine, constant')
 
+# %% ../nbs/03_train.ipynb #5140b825
+class Teachers:
+    "What checkpoints say of images on average, as probabilities (N, 2). Raises `FaceError` for a file that is no checkpoint."
+    def __init__(self,
+        paths,         # of checkpoints
+        device=torch.device('cpu'), dtype=torch.float32
+    ):
+        self.models, self.device, self.dtype = [], device, dtype
+        for model, meta in map(load_checkpoint, paths): self.models.append((model.to(device, memory_format=torch.channels_last), meta['preprocessing']['normalize'], meta['temperature']))
+    @torch.no_grad()
+    def __call__(self,
+        images # uint8 (N, 3, H, W), on the device
+    ):
+        with autocast(self.device, self.dtype): logits = [m(to_input(images, normalize)).float() / t for m, normalize, t in self.models]
+        return torch.stack(logits).softmax(-1).mean(0)
+
+# %% ../nbs/03_train.ipynb #644db299
+def taught_loss(
+    logits,       # (N, 2)
+    targets,      # (N,), 0 fake and 1 real
+    answers=None, # of the teachers, (N, 2)
+    label_smoothing=0., reduction='mean'
+):
+    "Cross entropy to the labels; with teachers the mean of that and of the cross entropy to their answers."
+    loss = cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction=reduction)
+    return loss if answers is None else (loss + cross_entropy(logits, answers, reduction=reduction)) / 2
+
 # %% ../nbs/03_train.ipynb #a4bf9386
 def check_losses(
     losses,  # scalars of the batches so far
@@ -213,7 +240,8 @@ def train_epoch(
     label_smoothing=0.,
     desc='',    # of the progress bar
     average=None,# AveragedModel, updated after every step
-    bad=None     # file for the batch with which the loss ceases to be finite
+    bad=None,    # file for the batch with which the loss ceases to be finite
+    teachers=None# `Teachers`
 ):
     "One pass over the training images: `(mean loss, accuracy)`. Raises `FaceError` when the loss is not finite."
     model.train()
@@ -225,8 +253,9 @@ def train_epoch(
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         sizes.append(len(targets) if n < 2 else min(batches.whole, len(batches.dataset) - i * batches.whole) / n)
         with autocast(device, dtype): logits = model(to_input(images, normalize)).float()
-        if n < 2: loss = cross_entropy(logits, targets, label_smoothing=label_smoothing)
-        else: loss = cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction='sum') / sizes[-1]
+        answers = teachers(images) if teachers else None
+        if n < 2: loss = taught_loss(logits, targets, answers, label_smoothing)
+        else: loss = taught_loss(logits, targets, answers, label_smoothing, 'sum') / sizes[-1]
         recent.append((images, targets)); losses.append(loss.detach()); hits.append((logits.argmax(1) == targets).sum())
         if (i + 1) % every == 0: bar.set_postfix(loss=f'{np.mean(check_losses(losses, desc, max(0, i - 49), blame)):.3f}', refresh=False)  # of the last 50
         optimizer.zero_grad(set_to_none=True)
@@ -325,7 +354,8 @@ def fit(
     last=None,        # last.ckpt; None keeps nothing
     key='',           # what `last` must match to be resumed
     ema=0., ramp=0,   # see the settings
-    keep='best'       # weights of which epoch: 'best' by validation loss, or 'last'
+    keep='best',      # weights of which epoch: 'best' by validation loss, or 'last'
+    teachers=None     # `Teachers`
 ):
     "Train, keep the weights of one epoch, and return the history as a DataFrame, one row an epoch."
     if epochs < 1: raise FaceError(f'epochs={epochs}: at least one is needed')
@@ -341,7 +371,7 @@ def fit(
         train.dataset.seed = part_seed(seed, epoch)
         if ramp: degrade_share(train.dataset.augment, min(1, epoch / ramp))
         row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
-        row['train_loss'], row['train_accuracy'] = train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype, label_smoothing, f'epoch {epoch + 1}/{epochs}', average, last and Path(last).with_name('bad_batch.safetensors'))
+        row['train_loss'], row['train_accuracy'] = train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype, label_smoothing, f'epoch {epoch + 1}/{epochs}', average, last and Path(last).with_name('bad_batch.safetensors'), teachers)
         logits = gathered(predict_logits(judged, valid, normalize, device, dtype, 'validation'), valid.batch_sampler)
         if not np.isfinite(logits).all(): raise FaceError(f'weights are no longer finite after epoch {epoch + 1}; lower train.lr')
         row |= scores(logits, valid.dataset.targets)
@@ -414,13 +444,14 @@ def train_run(
     pre, parts = meta['preprocessing'], {k: manifest[manifest.split == k] for k in ('train', 'valid')}
     if not world()[0]: print(f'{len(parts["train"])} training images, {device}, {str(dtype).split(".")[1]}' + (f', {world()[1]} processes' if world()[1] else ''), flush=True)
     what = {k: v for k, v in s.items() if k not in MACHINE + AFTER}
-    key = digest([what, str(dtype), *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv')), s['resident']])
+    teachers = list(filter(None, s['teachers'].split(os.pathsep)))
+    key = digest([what, str(dtype), *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv', *teachers)), s['resident']])  # an absolute path stays itself
     train = training_images(root, parts['train'], pre['size'], s, device)
     valid = loader(Faces(root, parts['valid'], pre['size']), s['batch_size'], False, s['workers'])
     opt = make_optimizer(model, s['optimizer'], s['lr'], s['weight_decay'], device.type == 'cuda')
     sched = make_schedule(opt, s['schedule'], s['lr'], s['epochs'] * len(train))
     return model, fit(model, train, valid, opt, sched, pre['normalize'], s['epochs'], s['patience'], s['label_smoothing'], device, dtype, s['seed'],
-                      run_dir/'last.ckpt', key, s['ema'], s['ramp'], s['keep'])
+                      run_dir/'last.ckpt', key, s['ema'], s['ramp'], s['keep'], Teachers(teachers, device, dtype) if teachers else None)
 
 # %% ../nbs/03_train.ipynb #ac684484
 def run_by_torchrun(
