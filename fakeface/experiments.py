@@ -94,8 +94,7 @@ def join(
     extra, # data set with both classes, without splits
     out    # data set with splits; half of `extra` joins its training images, the other half lies in rest/
 ):
-    "Link every other image of each class, in an order drawn from their names, to the training images. Raises `FaceError` when there is no `extra`."
-    if not extra: raise FaceError('this lever takes in half of a second data set: name it with --extra DIR')
+    "Link every other image of each class, in an order drawn from their names, to the training images, and the others to rest/."
     files = list_images(extra)
     for label, part in files.groupby('label'):
         for i, path in enumerate(shuffled(part.path)):
@@ -103,14 +102,16 @@ def join(
             to.parent.mkdir(parents=True, exist_ok=True)
             to.symlink_to(Path(extra).resolve()/path)
 
-# %% ../nbs/13_experiments.ipynb #a20e082a
+# %% ../nbs/13_experiments.ipynb #45ce01d2
 def changed(
     root,  # data set with splits
     how,   # 'alike', 'simulated' or 'joined'
     out,   # new folder; made anew when it is there
     extra=None # for 'joined': data set half of which joins the training images
 ):
-    "A copy of a data set whose training images are changed; validation and test images are links to the same files. Returns the folder."
+    "A copy of a data set whose training images are changed; validation and test images are links to the same files. Returns the folder. Raises `FaceError` when `extra` is missing."
+    if how == 'joined' and not extra: raise FaceError('this lever takes in half of a second data set: name it with --extra DIR')
+    if extra: list_images(extra)  # before anything is removed
     root, out, rng = Path(root).resolve(), Path(out), np.random.default_rng(0)
     shutil.rmtree(out, ignore_errors=True)
     files = list_images(root)
@@ -169,7 +170,7 @@ def attempt(
     start = time.time(); run(run_dir, until='03_train'); minutes = (time.time() - start) / 60
     labels, scores, settings = judge_valid(run_dir)
     train = settings['03_train']
-    row = dict(name=name, seed=train['seed'], epochs=train['epochs'], minutes=round(minutes, 1), n=len(labels), **judged(labels, scores))
+    row = dict(name=name, seed=train['seed'], epochs=train['epochs'], minutes=round(minutes, 1), device=pick_device(train['device']).type, n=len(labels), **judged(labels, scores))
     record(row)
     return row
 
@@ -201,6 +202,6 @@ def attempt_views(
     valid = files[files.split == 'valid'].reset_index(drop=True)
     if not len(valid): raise FaceError(f'{data}: no valid/ folder; the shipped weights learned from what is not in it')
     scores = judge_copies(Averaged(model, views).to(dev, memory_format=torch.channels_last), meta, data, valid, copies, dev)
-    row = dict(name=name, seed=0, epochs=meta['training']['epochs'], minutes=round((time.time() - start) / 60, 1), n=len(valid), **judged(valid.label, scores))
+    row = dict(name=name, seed=0, epochs=meta['training']['epochs'], minutes=round((time.time() - start) / 60, 1), device=dev.type, n=len(valid), **judged(valid.label, scores))
     record(row)
     return row

@@ -76,9 +76,11 @@ def test_two_processes_follow_the_curve_of_one(make, two):
     close(left(d), two)
     assert one['history'][0]['train_loss'] != one['history'][1]['train_loss'] and one['key'] == two['key']
 
-def test_a_step_of_two_processes_is_the_step_of_one(make):
+@pytest.mark.parametrize('teacher', [False, True], ids=['labels', 'labels and a teacher'])
+def test_a_step_of_two_processes_is_the_step_of_one(make, tmp_path, teacher):
     "25 images as 13 and 12: loss, learned statistics and validation agree with the plain training in one process."
-    kw = PLAIN | dict(batch_size=25, schedule='constant')
+    save_checkpoint(tmp_path/'teacher.safetensors', build_model('random', 7)[0], metadata(size=64))
+    kw = PLAIN | dict(batch_size=25, schedule='constant', teachers=f'{tmp_path}/teacher.safetensors' if teacher else '')
     train_run(d := make('plain'), SETTINGS | kw | dict(processes=0), torch.device('cpu'))
     many, plain = go(make('many'), 2, **kw), left(d)
     h, g = many['history'][0], plain['history'][0]
@@ -86,6 +88,10 @@ def test_a_step_of_two_processes_is_the_step_of_one(make):
     for k, v in plain['model'].items():
         if 'running' in k: assert torch.allclose(v, many['model'][k], rtol=1e-4, atol=1e-5), k
     assert plain['key'] == many['key']  # one may go on from the other
+    if teacher:  # another one under the same name: what it taught is not gone on with
+        save_checkpoint(tmp_path/'teacher.safetensors', build_model('random', 8)[0], metadata(size=64))
+        train_run(d, SETTINGS | kw | dict(processes=0), torch.device('cpu'))
+        assert left(d)['key'] != plain['key']
 
 ONE_EPOCH = """
 import json, sys, torch

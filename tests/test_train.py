@@ -13,8 +13,8 @@ from safetensors import safe_open
 from fakeface.core import CLASSES, FaceError, ImageError
 from fakeface.data import sample
 from fakeface.detector import Detector
-from fakeface.model import build_model, metadata
-from fakeface.train import Faces, augmentation, calibrate, degrade_share, fit, loader, make_optimizer, make_schedule, operating_point, predict_logits
+from fakeface.model import build_model, metadata, p_fake, save_checkpoint
+from fakeface.train import Faces, Teachers, augmentation, calibrate, degrade_share, fit, loader, make_optimizer, make_schedule, operating_point, predict_logits
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -154,6 +154,16 @@ def test_it_learns_which_class_is_which(tmp_path):
     fit(model, loader(images, 8, True), loader(images, 8), opt, make_schedule(opt, 'constant'), epochs=5)
     verdicts = Detector(model, metadata(size=40), 'cpu').predict([(p, tmp_path/p) for p in manifest.path], whole=True)
     assert [v.verdict for v in verdicts] == manifest.label.tolist() and min(v.p_fake for v in verdicts[:16]) > .5 > max(v.p_fake for v in verdicts[16:])
+
+def test_a_student_leans_towards_its_teachers(train, drawn, manifest, tmp_path):
+    "Whatever the labels say: of a teacher to whom all is fake it learns to call more fake, of one to whom all is real less."
+    def mean_after(bias):
+        teacher, _ = build_model('random')
+        with torch.no_grad(): teacher.fc.weight.zero_(); teacher.fc.bias.copy_(torch.tensor([bias, -bias]))
+        save_checkpoint(tmp_path/'teacher.safetensors', teacher, metadata(64))
+        model, _ = train(teachers=Teachers([tmp_path/'teacher.safetensors']))
+        return p_fake(predict_logits(model, loader(Faces(drawn, manifest, 64), 8), True, torch.device('cpu'), torch.float32)).mean()
+    assert mean_after(8.) > mean_after(-8.) + .1
 
 @pytest.mark.parametrize('batch_size', [8, 32], ids=['in a batch', 'in the last batch'])
 def test_a_loss_that_is_no_number_stops_in_one_line(train, batch_size):
