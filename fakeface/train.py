@@ -239,9 +239,9 @@ def train_epoch(
     device, dtype,
     label_smoothing=0.,
     desc='',    # of the progress bar
-    average=None,# AveragedModel, updated after every step
-    bad=None,    # file for the batch with which the loss ceases to be finite
-    teachers=None# `Teachers`
+    average=None, # AveragedModel, updated after every step
+    bad=None,     # file for the batch with which the loss ceases to be finite
+    teachers=None # `Teachers`
 ):
     "One pass over the training images: `(mean loss, accuracy)`. Raises `FaceError` when the loss is not finite."
     model.train()
