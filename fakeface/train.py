@@ -353,8 +353,7 @@ def fit(
     seed=42,          # of order and augmentation
     last=None,        # last.ckpt; None keeps nothing
     key='',           # what `last` must match to be resumed
-    ema=0., ramp=0,   # see the settings
-    keep='best',      # weights of which epoch: 'best' by validation loss, or 'last'
+    ema=0., ramp=0, keep='best', # see the settings
     teachers=None     # `Teachers`
 ):
     "Train, keep the weights of one epoch, and return the history as a DataFrame, one row an epoch."

@@ -285,11 +285,12 @@ def test_flips_are_what_the_verdicts_say(seed):
 
 def test_every_lever_can_be_pulled():
     common, known = levers()
-    assert 'robust' in known and not known['robust']['set'] and {v.get('data') for v in known.values()} == {None, 'alike', 'simulated'}
+    assert 'robust' in known and not known['robust']['set'] and {v.get('data') for v in known.values()} == {None, 'alike', 'simulated', 'joined'}
     content = {k: v for k, v in load_profile('140k').items() if k != 'needs_data'}
-    settings = {n: resolve(content, [f'{k}={v}' for k, v in (common | lever['set']).items()]) for n, lever in known.items() if 'set' in lever}
+    settings = {n: resolve(content, [f'{k}={v}' for k, v in (({} if lever.get('full') else common) | lever['set']).items()]) for n, lever in known.items() if 'set' in lever}
     assert all(lever['why'] for lever in known.values())
-    for n in settings: assert (settings[n] == settings['robust']) == (n == 'robust'), n  # each moves something
+    for n in settings: assert settings[n] not in [resolve(content), *(settings[m] for m in settings if m != n)], n  # each moves something
+    assert [n for n, lever in known.items() if lever.get('full') and not lever.keys() & {'set', 'data'}] == ['recipe', 'taught']  # which differ by what is given with --set
 
 def test_judged_copies():
     assert judged(LABELS, TOY) == {'as it is': 1, 'jpeg:30': round(roc_auc_score([1] * 4 + [0] * 4, TOY['jpeg:30']), 4), 'accuracy': 1}
