@@ -302,14 +302,14 @@ def add_judging(subs):
     for s in (p, e, r): s.add_argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/14_cli.ipynb #0473cadc
-PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), quick (native crops, 12 epochs), 140k (ours), 140k-full (the same for all 140,000 images, on a GPU).
+PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), quick (native crops, 12 epochs), 140k (native crops, degraded, on one generator), 140k-full (the same for all 140,000 images, on a GPU), faces (ours: many generators and many kinds of photographs).
 Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness, shortcuts, generators, explanations, report.'''
 
 def add_pipeline(subs):
     "run, audit and fetch"
     r = add(subs, cmd_run, PROFILES)
-    r.add_argument('--profile', help='demo, reference, quick, 140k, 140k-full, or a .yaml file; default: demo')
-    r.add_argument('--data', metavar='DIR', help='data set: real/ and fake/, or train/, valid/, test/ with those in each')
+    r.add_argument('--profile', help='demo, reference, quick, 140k, 140k-full, faces, or a .yaml file; default: demo')
+    r.add_argument('--data', metavar='DIR', action='append', help='data set: real/ and fake/, or train/, valid/, test/ with those in each, perhaps with a folder for each generator or kind of photograph; may be repeated')
     r.add_argument('--quick', action='store_true', help='try it: every step does just enough to see that it works, with few and small images and few epochs')
     r.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='override a setting, e.g. train.epochs=3; may be repeated')
     r.add_argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs')
@@ -337,7 +337,7 @@ def add_others(subs):
     s.add_argument('--beside', nargs='*', default=[], metavar='RUN', help='runs to put beside it in the README')
     t = add(subs, cmd_try, 'For maintainers. example: fakeface try robust no-ramp --data DIR')
     t.add_argument('names', nargs='+', metavar='NAME', help='experiments of nbs/experiments.yaml')
-    t.add_argument('--data', metavar='DIR', help='data set')
+    t.add_argument('--data', metavar='DIR', action='append', help='data set; may be repeated')
     t.add_argument('--extra', metavar='DIR', help='second data set, half of which the experiment joined trains on; the other half is left in OUT/data-joined/rest')
     t.add_argument('--out', default='runs', metavar='DIR', help='where their runs are kept; default: runs')
     t.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='a setting for all of them; may be repeated')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'CORRUPTIONS', 'VERSIONS', 'fits', 'jpeg', 'webp', 'crop', 'resize', 'scale', 'screenshot', 'blur', 'noise',
-           'gamma', 'parse', 'corrupt', 'Degrade']
+           'gamma', 'parse', 'corrupt', 'draw_hop', 'forward', 'Degrade']
 
 # %% ../nbs/01_corrupt.ipynb #f462738b
 import io
@@ -135,24 +135,48 @@ def corrupt(
 VERSIONS = tuple((f'scale:{s}+' if s < 1 else '') + f'jpeg:{q}' for s, q in product((1, .75, .5), (95, 75, 50)))
 
 # %% ../nbs/01_corrupt.ipynb #af2bfa94
+def draw_hop():
+    "What one service does to a photograph: `(factor, codec, quality)`, drawn at random."
+    u = torch.rand(4).tolist()
+    factor = .4 + .6 * u[1] if u[0] < .5 else 1.
+    return factor, webp if u[2] < .2 else jpeg, round(40 + 55 * u[3])
+
+def forward(
+    image,  # uint8 tensor (3, H, W)
+    hops    # of `draw_hop`
+):
+    "`image` after it was shrunk and compressed by one service after another: uint8 (3, H', W')."
+    for factor, codec, quality in hops:
+        image = codec(image if factor == 1 else resize(image, factor), quality)
+    return image
+
+# %% ../nbs/01_corrupt.ipynb #4a11523b
 class Degrade(v2.Transform):
-    "Random rescaling, blur, noise and JPEG compression of a uint8 image (3, H, W), each with its own probability; the size stays."
+    "Random degradation of a uint8 image (3, H, W): forwarding, or else single operations, each with its own probability; the size stays."
     def __init__(self,
         rescale_p=0., # share resized by 0.4 to 1.3, with one of two kernels
         blur_p=0.,    # share blurred, sigma 0.1 to 1.5
         noise_p=0.,   # share with noise of sigma 0 to 0.03
-        jpeg_p=0.     # share compressed, quality 30 to 95
+        jpeg_p=0.,    # share compressed, quality 30 to 95
+        forward_p=0.  # share forwarded one to three times, and otherwise left alone
     ):
         super().__init__()
-        self.p, self.share = dict(rescale=rescale_p, blur=blur_p, noise=noise_p, jpeg=jpeg_p), 1.  # share: of these probabilities, see `degrade_share`
+        self.p = dict(rescale=rescale_p, blur=blur_p, noise=noise_p, jpeg=jpeg_p, forward=forward_p)
+        self.share = 1.  # of these probabilities, see `degrade_share`
     def make_params(self, flat):
-        u = torch.rand(9).tolist()
+        u, hops = torch.rand(9).tolist(), []
+        if self.p['forward'] and torch.rand(()) < self.share * self.p['forward']:
+            hops = [draw_hop() for _ in range(1 + int(3 * torch.rand(()) ** 2))]  # mostly one
         at = lambda name, i, low, high: low + (high - low) * u[4 + i] if u[i] < self.share * self.p[name] else None
-        return dict(factor=at('rescale', 0, .4, 1.3), sigma=at('blur', 1, .1, 1.5), noise=at('noise', 2, 0, .03), quality=at('jpeg', 3, 30, 95), kernel=u[8])
-    def transform(self, x, params):
+        return dict(hops=hops, factor=at('rescale', 0, .4, 1.3), sigma=at('blur', 1, .1, 1.5), noise=at('noise', 2, 0, .03),
+                    quality=at('jpeg', 3, 30, 95), kernel=u[8])
+    def single(self, x, params):  # the operations drawn, one after the other
         size, kernel = x.shape[-2:], v2.InterpolationMode.BILINEAR if params['kernel'] < .5 else v2.InterpolationMode.BICUBIC
         if f := params['factor']: x = TF.resize(x, [max(1, round(s * f)) for s in size], kernel, antialias=True)
         if s := params['sigma']: x = TF.gaussian_blur(x, 2 * min(3, *(s - 1 for s in x.shape[-2:])) + 1, s)
         if s := params['noise']: x = noise(x, s, None)
         if q := params['quality']: x = jpeg(x, round(q))
-        return x if x.shape[-2:] == size else TF.resize(x, list(size), antialias=True)
+        return x
+    def transform(self, x, params):
+        out = forward(x, params['hops']) if params['hops'] else self.single(x, params)
+        return out if out.shape[-2:] == x.shape[-2:] else TF.resize(out, list(x.shape[-2:]), antialias=True)

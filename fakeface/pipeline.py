@@ -21,6 +21,7 @@ from traitlets.config import Config
 from .core import *
 from .corrupt import parse
 from .data import check_files, list_images, load_manifest
+from .detector import SHIPPED
 from .generators import set_paths
 from .model import load_checkpoint, pick_device
 from .robustness import checkpoints
@@ -71,7 +72,7 @@ def check(
 RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, 'gradcam.worst': 1, **{f'{s}.{n}': 1 for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations') for n in ('batch_size', 'bootstrap')},
           'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
           'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
-          'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.band': (0, .5)}  # the least, or the least and the most
+          'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.fpr_kind': (0, .5), 'train.forward_p': (0, 1), 'train.source_power': (0, 1), 'train.band': (0, .5)}  # the least, or the least and the most
 WORDS = {'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
 
 def within(
@@ -183,7 +184,7 @@ def new_run_dir(
 # %% ../nbs/12_pipeline.ipynb #f1b4cc9a
 def prepare(
     profile,   # name or path
-    data=None, # data set; None: what the profile says
+    data=None, # data set, or a list of them; None: what the profile says
     out='runs',# where runs are kept
     sets=(),   # settings that override the profile
     weights=None, # a finished checkpoint: it is examined, and nothing is trained
@@ -195,19 +196,21 @@ def prepare(
     needs_data = content.pop('needs_data', False)
     settings = resolve(content, sets)
     d, m = settings['01_data'], settings['02_model']
-    if data: d['root'] = str(data)
-    if needs_data and not d['root']:
+    if data: d['roots'] = [str(r) for r in (data if isinstance(data, (list, tuple)) else [data])]
+    if needs_data and not d['roots']:
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
     g, r, t = settings['08_generators'], settings['06_robustness'], settings['03_train']  # now, not after the training
     g['sets'], r['beside'] = os.pathsep.join(map(str, set_paths(g['sets']))), os.pathsep.join(f'{n}={p}' for n, p in checkpoints(r['beside']).items())
     t['teachers'] = os.pathsep.join(map(str, checkpoints(t['teachers']).values()))
-    if d['root']: list_images(d['root']); d['root'] = str(Path(d['root']).resolve())
-    elif d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
+    for r in d['roots']: list_images(r, both=len(d['roots']) == 1)
+    d['roots'] = [str(Path(r).resolve()) for r in d['roots']]
+    if d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())
+    if m['weights'] == 'shipped': m['weights'] = str(SHIPPED)
     if (w := m['weights']) not in ('imagenet', 'random'):
-        if not Path(w).is_file(): raise FaceError(f'model.weights={w}: no such file; name imagenet, random or a weights file')
+        if not Path(w).is_file(): raise FaceError(f'model.weights={w}: no such file; name imagenet, random, shipped or a weights file')
         m['weights'] = str(Path(w).resolve())
     run_dir = new_run_dir(out, profile, folder)
     with atomic_write(run_dir/'config.yaml') as f: yaml.safe_dump(dict(profile=Path(profile).stem, settings=settings, trains=not weights), f, sort_keys=False)
