@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'FACES_COPIES', 'LEFT_OUT', 'VIEWS', 'levers', 'judged', 'alike', 'AutoEncoder', 'train_autoencoder',
-           'reproduce', 'join', 'changed', 'record', 'judge_split', 'by_set', 'judge_left_out', 'attempt', 'corners',
+           'reproduce', 'join', 'changed', 'record', 'judge_split', 'by_set', 'judge_generators', 'attempt', 'corners',
            'Averaged', 'attempt_views']
 
 # %% ../nbs/13_experiments.ipynb #aa13f255
@@ -174,21 +174,22 @@ def by_set(
     return aucs | dict(caught=round(float((p[fake] >= cut(p[~fake], .01)).mean()), 4))
 
 # %% ../nbs/13_experiments.ipynb #89ea40e6
-LEFT_OUT = 'left_out.csv'  # beside this notebook: what was caught of generators that a training did not see
+LEFT_OUT = 'left_out.csv'  # beside this notebook: what was caught of generators that a training did or did not see
 
-def judge_left_out(
-    run_dir  # of a run of which generators were left out
+def judge_generators(
+    run_dir  # of a run whose training is done
 ):
-    "One row a generator left out: its test images, caught at the threshold, and its AUC against all test photographs."
+    "One dict a generator: its test images, caught at the threshold, and its AUC against all test photographs."
     files, scores, meta = judge_split(run_dir, ('',), 'test')
     p, fake = scores[''].to_numpy(), (files.label == 'fake').to_numpy()
-    accused = share((p[~fake] >= meta['threshold']).sum(), (~fake).sum())
-    for g in sorted(set(files.generator[fake]) - set(meta['generators'])):
+    called = p >= meta['threshold']
+    alarms = dict(photographs=int((~fake).sum()), accused=int(called[~fake].sum()))
+    for g in sorted(set(files.generator[fake])):
         own = (files.generator == g).to_numpy()
-        caught = share((p[own] >= meta['threshold']).sum(), own.sum())
+        of = share(called[own].sum(), own.sum())
         auc = roc_auc_score(own[own | ~fake], p[own | ~fake])
-        yield dict(generator=g, n=caught['n'], caught=caught['k'], low=caught['low'], high=caught['high'],
-                   auc=auc, photographs=accused['n'], accused=accused['k'], images=meta['training']['images'],
+        yield dict(generator=g, seen=g in meta['generators'], n=of['n'], caught=of['k'], low=of['low'],
+                   high=of['high'], auc=auc, **alarms, images=meta['training']['images'],
                    epochs=meta['training']['epochs'])
 
 # %% ../nbs/13_experiments.ipynb #2412e08e
@@ -218,7 +219,7 @@ def attempt(
                device=pick_device(train['device']).type, n=len(files),
                **judged(files.label, scores), **by_set(files, scores['']))
     record(row)
-    for r in judge_left_out(run_dir) if settings.get('data.leave_out') else ():
+    for r in judge_generators(run_dir) if lever.get('test') else ():
         record(dict(name=name, seed=train['seed']) | r, LEFT_OUT, ['name', 'generator'])
     return row
 

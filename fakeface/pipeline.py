@@ -22,7 +22,7 @@ from .core import *
 from .corrupt import parse
 from .data import check_files, list_images, load_manifest
 from .detector import SHIPPED
-from .generators import set_paths
+from .generators import people_sample, set_paths
 from .model import load_checkpoint, pick_device
 from .robustness import checkpoints
 
@@ -72,7 +72,7 @@ def check(
 RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, 'gradcam.worst': 1, **{f'{s}.{n}': 1 for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations') for n in ('batch_size', 'bootstrap')},
           'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
           'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
-          'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.fpr_kind': (0, .5), 'train.forward_p': (0, 1), 'train.source_power': (0, 1), 'train.band': (0, .5)}  # the least, or the least and the most
+          'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.fpr_kind': (0, .5), 'train.forward_p': (0, 1), 'train.source_power': (0, 1), 'generators.people_each': 1, 'train.band': (0, .5)}  # the least, or the least and the most
 WORDS = {'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
 
 def within(
@@ -81,7 +81,7 @@ def within(
 ):
     "`value`, if the step can work with it; numbers that nothing is said of must not be negative. Raises `FaceError`."
     if name in WORDS and value not in WORDS[name]: raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
-    if name in ('train.copies', 'robustness.copies'): [parse(c) for c in value.split()]
+    if name.endswith('.copies'): [parse(c) for c in (value.split() if isinstance(value, str) else value)]
     least = RANGES.get(name, 0)
     low, high = least if isinstance(least, tuple) else (least, float('inf'))
     if isinstance(value, (int, float)) and not low <= value <= high:
@@ -203,6 +203,9 @@ def prepare(
         if 'device' in s: pick_device(s['device'])
     g, r, t = settings['08_generators'], settings['06_robustness'], settings['03_train']  # now, not after the training
     g['sets'], r['beside'] = os.pathsep.join(map(str, set_paths(g['sets']))), os.pathsep.join(f'{n}={p}' for n, p in checkpoints(r['beside']).items())
+    if g['people']:
+        people_sample(g['people'], 1)
+        g['people'] = str(Path(g['people']).resolve())
     t['teachers'] = os.pathsep.join(map(str, checkpoints(t['teachers']).values()))
     for r in d['roots']: list_images(r, both=len(d['roots']) == 1)
     d['roots'] = [str(Path(r).resolve()) for r in d['roots']]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answer', 'render', 'figure', 'table', 'cluster_parts',
-           'error_parts', 'number_parts', 'robustness_parts', 'study_parts', 'data_parts', 'checkpoint_part',
-           'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder', 'evaluate_folder',
-           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'in_short',
-           'table_markdown', 'robustness_markdown', 'fill']
+           'error_parts', 'number_parts', 'robustness_parts', 'source_parts', 'study_parts', 'data_parts',
+           'checkpoint_part', 'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder',
+           'evaluate_folder', 'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown',
+           'in_short', 'table_markdown', 'robustness_markdown', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -27,6 +27,7 @@ from .data import audit, list_images, load_manifest, source_name
 from .evaluate import calibration_text, compare, evaluate, leave_evaluation, metrics_table, number, percent
 from .detector import Detector
 from .gradcam import explained
+from .generators import people_table
 from .model import load_checkpoint, trunk
 from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, leave_robustness, robustness_table
 from .shortcuts import shortcut_table
@@ -173,6 +174,19 @@ def robustness_parts(
                   table(drift_table(m), index=False), dict(text=flips_text(m['flips']))]
     return parts
 
+# %% ../nbs/11_report.ipynb #cc392fc9
+def source_parts(
+    run_dir,  # of the run
+    found     # generators.json
+):
+    "What is caught and what is accused by source, and whom, as parts of a section."
+    parts = [figure(run_dir, 'sources', 'Generated faces caught and photographs accused at the threshold, by source '
+                    '(number of test images), with 95 % intervals; marks: after the file was compressed or shrunk')]
+    for label, what in (('fake', 'Generators:'), ('real', 'Kinds of photographs:')):
+        if found['sources'][label]: parts += [dict(text=what), table(pd.DataFrame(found['sources'][label]), index=False)]
+    if found['people']: parts += [dict(text='Whom it accuses. ' + found['people_text']), table(people_table(found['people']), index=False)]
+    return parts
+
 # %% ../nbs/11_report.ipynb #88d61177
 def study_parts(
     run_dir  # of the run
@@ -185,7 +199,7 @@ def study_parts(
               'insertion: as they are laid bare on a blurred image; ROAD: the same without the trace of the blur; then correlations with the map of the mirrored and of the compressed image, and of a model whose last stage has forgotten. '
               f'A larger image gives finer maps, but it is another image: {e["same"]} of {e["n"]} get the same verdict when enlarged.')
     return {'Content or history': [dict(text=s['verdict']), table(shortcut_table(s), index=False), figure(run_dir, 'shortcuts', 'What accuracy loses when histories are made equal')],
-            'Which generators': [dict(text=g['text']), table(pd.DataFrame(g['table']), index=False), figure(run_dir, 'generators', 'Fakes caught, and the scores, set by set')] +
+            'Which generators': [dict(text=g['text']), *source_parts(run_dir, g), table(pd.DataFrame(g['table']), index=False), figure(run_dir, 'generators', 'Fakes caught, and the scores, set by set')] +
                                 ([dict(text='What trivial statistics alone would tell apart (AUC; 0.5 is nothing):'), table(pd.DataFrame(g['shortcuts']), index=False)] if g['shortcuts'] else []),
             'Where it looks': [dict(text=drawn), figure(run_dir, 'heatmaps', 'Images and heatmaps'), dict(text=exact), dict(text=tested), table(pd.DataFrame(e['table']), index=False), *(dict(text=t) for t in e['text']),
                                figure(run_dir, 'mean_maps', 'The mean face of each class and the mean evidence: red speaks for fake')]}

@@ -138,7 +138,7 @@ class BySource(Sampler):
     def __init__(self,
         faces, # `Faces`
         power  # see `source_weights`
-    ): self.weights = torch.as_tensor(source_weights(faces.targets, faces.sources, power))
+    ): self.weights = torch.tensor(source_weights(faces.targets, faces.sources, power))
     def __len__(self): return len(self.weights)
     def __iter__(self):
         before = Counter()

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fakeface.core import CLASSES, FaceError
-from fakeface.data import SPLITS, audit, audit_headers, inspect_header, inspect_image, leaks, list_images, load_manifest, sample, save_manifest
+from fakeface.data import SPLITS, audit, audit_headers, inspect_header, inspect_image, join_roots, leaks, list_images, load_manifest, sample, save_manifest
 from fakeface.detector import SHIPPED
 from fakeface.model import load_checkpoint
 from fakeface.standin import make_standin
@@ -217,3 +217,63 @@ def test_no_more_files_are_read_than_wanted(faces, monkeypatch):
     for i in range(300): shutil.copyfile(files(faces, 'train', 'real')[0], faces/'train'/'real'/f'copy-{i}.jpg')
     sample(faces, dict(train=2, valid=2, test=2))
     assert len(read) < 100
+
+# --- several data sets, several sources ---
+
+@pytest.fixture
+def sourced(drawn, tmp_path):
+    "A data set whose folders name generators and kinds of photographs: twelve of one and four of another in each class of the training."
+    root = Path(shutil.copytree(drawn, tmp_path/'sourced', ignore=shutil.ignore_patterns('standin.json')))
+    for s in SPLITS:
+        for c, names in (('fake', ('gan', 'diffusion')), ('real', ('phone', 'studio'))):
+            for i, p in enumerate(files(root, s, c)):
+                to = root/s/c/names[i % 4 == 0]; to.mkdir(exist_ok=True); p.rename(to/p.name)
+    return root
+
+def test_folders_below_a_class_name_generator_and_kind(sourced):
+    manifest, _ = sample(sourced, ALL, generator='unknown')
+    assert set(manifest.source) == {f'sourced/{n}' for n in ('gan', 'diffusion', 'phone', 'studio')}
+    assert dict(zip(manifest.source, manifest.generator)) == {'sourced/gan': 'gan', 'sourced/diffusion': 'diffusion', 'sourced/phone': '', 'sourced/studio': ''}
+    assert audit(manifest, ('label', 'source')).images.sum() == len(manifest)
+
+def test_sampling_is_balanced_by_source(sourced):
+    manifest, _ = sample(sourced, dict(train=16, valid=0, test=0))
+    assert Counter(manifest.source[manifest.split == 'train']) == dict.fromkeys(('sourced/gan', 'sourced/diffusion', 'sourced/phone', 'sourced/studio'), 4)
+    bounded, _ = sample(sourced, ALL, per_source=2)
+    assert max(Counter(zip(bounded.split, bounded.source)).values()) == 2
+
+def test_a_generator_that_is_left_out_is_in_the_test_alone(sourced):
+    manifest, _ = sample(sourced, ALL, leave_out=['diffusion', 'studio'])
+    assert set(manifest.split[manifest.source.isin(['sourced/diffusion', 'sourced/studio'])]) == {'test'} and {'sourced/gan', 'sourced/phone'} == set(manifest.source[manifest.split == 'train'])
+    with pytest.raises(FaceError, match="no folder 'difusion'; there are diffusion, gan, phone, studio"): sample(sourced, ALL, leave_out=['difusion'])
+
+def test_two_data_sets_are_one(sourced, drawn, tmp_path):
+    own = tmp_path/'own'
+    for c in CLASSES: shutil.copytree(make_standin(tmp_path/'more', n_train=32, n_valid=2, n_test=2, size=64, seed=5)/'train'/c, own/c)
+    root = join_roots([sourced, own], tmp_path/'links')
+    manifest, passed = sample(root, ALL, generator='drawn')
+    assert set(passed.path.str.split('/').str[0]) <= {'own'}  # drawn fakes are of the scenes of drawn photographs
+    assert set(manifest.source) == {'own'} | {f'sourced/{n}' for n in ('gan', 'diffusion', 'phone', 'studio')}
+    assert set(manifest.split[manifest.source == 'own']) == set(SPLITS)  # it had no splits, and is split by itself
+    assert set(manifest.generator[(manifest.source == 'own') & (manifest.label == 'fake')]) == {'drawn'}
+    assert all((root/p).is_file() for p in manifest.path) and manifest.equals(sample(join_roots([own, sourced], tmp_path/'again'), ALL, generator='drawn')[0])
+    assert {p.name for p in root.iterdir()} == {'sourced', 'own'} and join_roots([own, sourced], root) == root  # made anew when it is there
+
+def test_a_copy_in_another_data_set_is_a_leak(sourced, tmp_path):
+    other = make_standin(tmp_path/'other', n_train=32, n_valid=12, n_test=12, size=64, seed=5)
+    (other/'standin.json').unlink()
+    shutil.copy(files(sourced, 'test', 'real', 'phone')[0], other/'train'/'real'/'copy.jpg')
+    Image.open(files(sourced, 'valid', 'fake', 'gan')[0]).resize((50, 50)).save(other/'train'/'fake'/'small.png')
+    manifest, passed = sample(join_roots([sourced, other], tmp_path/'links'), ALL)
+    assert reasons(passed) == {'other/train/real/copy.jpg': 'same', 'other/train/fake/small.png': 'near-duplicate'}
+
+def test_two_data_sets_of_one_name_are_told(sourced, tmp_path):
+    twin = shutil.copytree(sourced, tmp_path/'elsewhere'/'sourced')
+    with pytest.raises(FaceError, match='two data sets are called sourced; rename one'): join_roots([sourced, twin], tmp_path/'links')
+    assert not (tmp_path/'links').exists()
+
+def test_a_folder_of_data_sets_is_read_as_all_of_them(sourced, drawn, tmp_path):
+    (tmp_path/'all'/'deep').mkdir(parents=True)
+    shutil.copytree(sourced, tmp_path/'all'/'a'); shutil.copytree(drawn/'train', tmp_path/'all'/'deep'/'b')
+    found = list_images(tmp_path/'all')
+    assert set(found.set) == {'a', 'deep/b'} and len(found) == 56 + 32

@@ -3,6 +3,7 @@
 import os, shutil
 
 import matplotlib.pyplot as plt
+from matplotlib.cbook import get_sample_data
 import numpy as np
 import pandas as pd
 import papermill
@@ -15,8 +16,9 @@ from fakeface.core import FaceError, load_json, save_json
 from fakeface.data import list_images, sample, save_manifest
 from fakeface.detector import Detector
 from fakeface.evaluate import wilson
-from fakeface.generators import (STATISTICS, aucs, describe, facts, generators_table, generators_text, judge_set, note, pick, plot_generators, set_names, set_paths, share,
-                                 shortcut, shortcuts_table, summarise, test_sets as sets_of_run)
+from fakeface.generators import (STATISTICS, aucs, by_generator, facts, generators_table, generators_text, hashes_of, judge_people, judge_set,
+                                 judged_test, note, people_rows, people_sample, people_text, person, pick, plot_generators, plot_sources,
+                                 set_names, set_paths, share, shortcut, shortcuts_table, source_rows, sources_table, summarise)
 from fakeface.model import load_checkpoint
 from fakeface.standin import make_standin
 
@@ -179,24 +181,74 @@ def test_images_that_were_trained_on_are_left_out(checkpoint, drawn, faces):
 
 def test_each_generator_of_the_test_images_stands_beside_all_reals(run_dir, drawn):
     scores = pd.read_csv(run_dir/'predictions.csv').set_index('path').p_fake
-    [(name, d)] = sets_of_run(run_dir)
-    assert name == 'standin (test)' and d.label.value_counts().to_dict() == dict(fake=6, real=6) and np.allclose(d.p_fake, scores[d.path])  # read, not judged again
+    [(name, d)] = by_generator(judged_test(run_dir)[1])
+    assert name == 'standin' and d.label.value_counts().to_dict() == dict(fake=6, real=6) and np.allclose(d.p_fake, scores[d.path])  # read, not judged again
     m = pd.read_csv(run_dir/'manifest.csv', keep_default_na=False)
     fakes = m.index[(m.split == 'test') & (m.label == 'fake')]
     m.loc[fakes[:2], 'generator'], m.loc[fakes[2:], 'generator'] = 'one', ''; save_manifest(m, run_dir/'manifest.csv')
-    found = dict(sets_of_run(run_dir))
-    assert {n: d.label.value_counts().to_dict() for n, d in found.items()} == {'one (test)': dict(fake=2, real=6), 'standin (test)': dict(fake=4, real=6)}  # '' takes the source's name
+    found = dict(by_generator(judged_test(run_dir)[1]))
+    assert {n: d.label.value_counts().to_dict() for n, d in found.items()} == {'one': dict(fake=2, real=6), 'standin': dict(fake=4, real=6)}  # '' takes the source's name
 
 def test_a_test_image_that_is_gone_is_counted(run_dir, faces):
     save_json(run_dir/'data.json', dict(root=str(faces))); next((faces/'test'/'real').iterdir()).unlink()
-    row = summarise('x', sets_of_run(run_dir)[0][1], THRESHOLD, BAND, 20)
+    row = summarise('x', by_generator(judged_test(run_dir)[1])[0][1], THRESHOLD, BAND, 20)
     assert (row['unreadable'], row['caught']['n'], row['accused']['n']) == (1, 6, 5)
 
 def test_scores_must_be_there_and_of_these_images(run_dir):
     p = pd.read_csv(run_dir/'predictions.csv'); p.head(11).to_csv(run_dir/'predictions.csv', index=False)
-    with pytest.raises(FaceError, match='run 04_evaluate again'): sets_of_run(run_dir)
+    with pytest.raises(FaceError, match='run 04_evaluate again'): judged_test(run_dir)
     (run_dir/'predictions.csv').unlink()
-    with pytest.raises(FaceError, match='missing; run 04_evaluate first'): sets_of_run(run_dir)
+    with pytest.raises(FaceError, match='missing; run 04_evaluate first'): judged_test(run_dir)
+
+# --- by source ---
+
+def sourced(name, label, p, seen=True): return pd.DataFrame({'name': name, 'label': label, 'seen': seen, 'p_fake': p, 'jpeg:75': np.asarray(p) / 2})
+
+def test_every_source_has_a_row_of_its_own():
+    d = pd.concat([sourced('gan', 'fake', [.9, .7, .1, .5]), sourced('new', 'fake', [.1, .2], False), sourced('film', 'real', [.1, .9, .7, np.nan])])
+    gan, new, film = source_rows(d, THRESHOLD, BAND, ['jpeg:75'])
+    assert [(r['name'], r['n'], r['seen']) for r in (gan, new, film)] == [('gan', 4, True), ('new', 2, False), ('film', 3, True)]
+    told = lambda r: [r[k]['k'] for k in ('called_fake', 'uncertain', 'wrong')] + [r['copies']['jpeg:75']['k']]
+    assert told(gan) == [2, 2, 1, 0] and told(new) == [0, 0, 2, 0] and told(film) == [2, 1, 1, 0]
+    assert (gan['called_fake']['low'], gan['called_fake']['high']) == wilson(2, 4) and film['mean'] == pytest.approx(1.7 / 3)
+    assert sources_table([gan, new, film], 'fake')['in training'].tolist() == ['yes', 'no'] and len(sources_table([gan], 'real')) == 0
+    fig = plot_sources([gan, new, film])
+    left, right = fig.axes
+    assert [round(b.get_width(), 3) for b in left.patches] == [.5, 0] and [b.get_width() for b in right.patches] == [pytest.approx(2 / 3)]
+    plt.close(fig)
+
+def test_a_copy_that_a_set_lacks_is_left_out_of_its_row():
+    d = pd.concat([sourced('gan', 'fake', [.9]), sourced('other', 'fake', [.9]).assign(**{'jpeg:75': np.nan})])
+    assert [list(r['copies']) for r in source_rows(d, THRESHOLD, BAND, ['jpeg:75'])] == [['jpeg:75'], []]
+
+# --- whom it accuses ---
+
+def test_people_are_read_from_names_of_files(tmp_path):
+    assert person('1_0_4_20161219.jpg.chip.jpg') == dict(age='0 to 9', gender='male', race='others') and person('60_1_0_2016.jpg')['age'] == '60 to 120'
+    assert [person(n) for n in ('130_0_0_2.jpg', '30_0_7_2.jpg', '30_0_20170109.jpg', 'a.jpg')] == [None] * 4
+    Image.new('RGB', (64, 64)).save(tmp_path/'holiday.jpg')
+    with pytest.raises(FaceError, match='age_gender_race_date'): people_sample(tmp_path, 3)
+    for i in range(40):
+        Image.new('RGB', (64, 64)).save(tmp_path/f'{i}_{i % 2}_{i % 5}_2017{i}.jpg')
+    d = people_sample(tmp_path, 2)
+    assert d.path.is_unique and d.groupby(['gender', 'race']).size().min() >= 2 and d.age.value_counts().min() >= 2
+    assert d.equals(people_sample(tmp_path, 2)) and not d.equals(people_sample(tmp_path, 2, seed=1))
+
+def test_a_group_that_is_accused_too_often_is_named():
+    d = pd.DataFrame(dict(age='20 to 39', gender=['male'] * 150 + ['female'] * 50, race='White', p_fake=[.1] * 190 + [.9] * 10))
+    rows = people_rows(pd.concat([d, d.head(1).assign(p_fake=np.nan)]), THRESHOLD)
+    assert rows[0]['n'] == 200 and {r['group']: r['k'] for r in rows} == {'all': 10, 'male': 0, 'female': 10, '20 to 39': 10, 'White': 10}
+    assert 'female' in people_text(rows) and 'No group' in people_text(people_rows(d.assign(p_fake=.1), THRESHOLD))
+
+def test_people_of_the_training_are_not_asked(checkpoint, tmp_path, drawn):
+    model, meta = load_checkpoint(checkpoint)
+    face = Image.open(get_sample_data('grace_hopper.jpg', asfileobj=False)).convert('RGB')
+    face.save(tmp_path/'60_1_0_2016.jpg', quality=92); Image.new('RGB', (200, 200)).save(tmp_path/'1_0_0_2016.jpg')
+    d = people_sample(tmp_path, 5)
+    p = judge_people(model, meta, d, np.empty((0, 4), np.uint64)).set_index('age').p_fake
+    assert 0 < p['60 to 120'] < 1 and np.isnan(p['0 to 9'])  # nothing to judge where there is no face
+    (tmp_path/'train').mkdir(); face.resize((256, 300)).save(tmp_path/'train'/'copy.png')
+    assert judge_people(model, meta, d, hashes_of(tmp_path, ['train/copy.png'])).p_fake.isna().all()
 
 # --- the step ---
 
@@ -212,12 +264,16 @@ def test_the_step_leaves_numbers_scores_and_a_picture(run_dir, folder, other, tm
     assert {n: (r['caught']['n'], r['accused']['n'], r['auc'] is None) for n, r in rows.items() if n != 'my faces'} == {'standin (test)': (6, 6, False), 'only': (5, 0, True)}
     mine = rows['my faces']
     assert mine['caught']['n'] == 5 and mine['accused']['n'] + mine['unreadable'] == 5
-    assert scores.columns.tolist() == ['path', 'set', 'label', 'p_fake'] and scores.set.value_counts().to_dict() == {'standin (test)': 12, 'my faces': 10, 'only': 5}
-    for (name, label), part in scores.dropna().groupby(['set', 'label']):  # the table can be computed from the scores again
-        cell = rows[name]['caught' if label == 'fake' else 'accused']
+    assert scores.columns.tolist() == ['set', 'path', 'label', 'name', 'seen', 'p_fake', 'jpeg:75', 'scale:0.5']
+    assert scores.set.value_counts().to_dict() == {'test': 12, 'my faces': 10, 'only': 5}
+    assert not scores[scores.set == 'test'][['jpeg:75', 'scale:0.5']].isna().any(axis=None) and (scores.seen == (scores.set == 'test')).all()
+    for (name, label), part in scores.dropna(subset='p_fake').groupby(['set', 'label']):  # the table can be computed from the scores again
+        cell = rows['standin (test)' if name == 'test' else name]['caught' if label == 'fake' else 'accused']
         assert (cell['k'], cell['n']) == ((part.p_fake >= result['threshold']).sum(), len(part))
     assert {t['set'] for t in result['table']} == set(rows) and [t['note'] for t in result['table'] if t['set'] == 'only'] == [note(rows['only'])] and len(result['shortcuts']) == 2
     assert Image.open(run_dir/'figures'/'generators.png').width > 500 and result['text'] == generators_text(result['rows'])
+    assert Image.open(run_dir/'figures'/'sources.png').width > 500 and result['people'] == []
+    assert {(r['label'], r['name'], r['seen']) for r in result['by_source']} == {('fake', 'standin', True), ('fake', 'my faces', False), ('fake', 'only', False), ('real', 'standin', True), ('real', 'my faces', False)}
 
 def test_real_faces(photographs, tmp_path):
     "The shipped weights, few images: the test images of the kind they know are caught more often than what they have never seen."

@@ -14,7 +14,7 @@ from fakeface.core import CLASSES, FaceError, ImageError
 from fakeface.data import sample
 from fakeface.detector import Detector
 from fakeface.model import build_model, metadata, p_fake, save_checkpoint
-from fakeface.train import Faces, Teachers, augmentation, calibrate, degrade_share, fit, loader, make_optimizer, make_schedule, operating_point, predict_logits
+from fakeface.train import BySource, Faces, Teachers, augmentation, calibrate, degrade_share, fit, loader, make_optimizer, make_schedule, operating_point, predict_logits, source_weights
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -242,3 +242,39 @@ def test_between_classes_that_lie_apart_nothing_is_wrong_and_nothing_in_doubt_is
     p, fake = np.array([.9, .8, .95, .1, .2, .05]), np.array([True] * 3 + [False] * 3)
     threshold, (low, high) = operating_point(p, fake, p, fake, .01, .01)
     assert .2 < threshold <= .8 and .2 < low <= threshold <= high <= .8
+
+# --- many sources ---
+
+def test_small_sources_are_not_drowned(drawn, manifest):
+    "Classes half and half, sources by the square root of their size; whatever is drawn twice is augmented twice."
+    m = manifest[manifest.split == 'train'].reset_index(drop=True)
+    m.loc[m.label == 'fake', 'source'] = ['large'] * 15 + ['small']
+    faces = Faces(drawn, m, 64, augmentation(crop=32)); faces.seed = 1
+    assert source_weights(faces.targets, faces.sources, .5)[(m.source == 'small').to_numpy()].sum() == pytest.approx(.5 / (1 + 15 ** .5))
+    torch.manual_seed(0)
+    drawn_often = [list(BySource(faces, .5)) for _ in range(60)]
+    assert all(len(set(order)) == 32 for order in drawn_often)  # no index twice in an epoch, though images are
+    share = np.mean([faces.sources[i % 32] == 'small' for order in drawn_often for i in order])
+    assert share == pytest.approx(.5 / (1 + 15 ** .5), abs=.03)
+    assert not faces[3][0].equal(faces[3 + 32][0]) and faces[3][1] == faces[3 + 32][1] and faces[35][0].equal(faces[35][0])
+
+def test_a_training_by_source_goes_on_to_the_same_weights(drawn, manifest, tmp_path):
+    m = manifest[manifest.split == 'train'].reset_index(drop=True)
+    m.loc[m.label == 'fake', 'source'] = ['large'] * 15 + ['small']
+    def run(last, epochs, workers=0):
+        model, _ = build_model('random')
+        batches = loader(Faces(drawn, m, 64, augmentation(crop=32, forward_p=.5)), 8, True, workers, power=.5)
+        opt = make_optimizer(model)
+        fit(model, batches, loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8), opt, make_schedule(opt, steps=12), epochs=epochs, last=last, key='a')
+        return model.state_dict()
+    straight = run(tmp_path/'a.ckpt', 3)
+    run(tmp_path/'b.ckpt', 1)
+    for resumed in (run(tmp_path/'b.ckpt', 3), run(None, 3, workers=2)): assert all(a.equal(b) for a, b in zip(straight.values(), resumed.values()))
+
+def test_no_kind_of_photograph_pays_for_the_pool():
+    rng = np.random.default_rng(0)
+    p, fake, kinds = rng.uniform(size=500), np.arange(500) < 100, np.repeat(['', 'studio', 'phone', 'rare'], [100, 320, 50, 30])
+    p[fake] = 1; p[(kinds == 'phone')] += 2; p[kinds == 'rare'] += 4; p /= 6
+    accused = lambda t, kind: (p[~fake & (kinds == kind)] >= t).mean()
+    pool, own = (operating_point(p, fake, p, fake, .2, 0, kinds, limit)[0] for limit in (0., .05))
+    assert accused(pool, 'phone') > .9 and accused(own, 'phone') <= .05 < accused(own - .01, 'phone') and accused(own, 'rare') == 1  # too few to be asked
