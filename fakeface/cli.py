@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'EXAMPLES', 'cmd_run', 'finish', 'show', 'cmd_predict', 'is_device', 'own_device', 'listed',
-           'cmd_evaluate', 'full', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'cmd_fetch', 'cmd_export', 'cmd_app',
-           'matrix', 'of_weights', 'ship_run', 'cmd_ship', 'cmd_try', 'add', 'add_judging', 'add_pipeline',
-           'add_others', 'parser', 'main']
+           'cmd_evaluate', 'full', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch',
+           'cmd_export', 'cmd_app', 'matrix', 'of_weights', 'ship_run', 'cmd_ship', 'cmd_try', 'add', 'add_judging',
+           'add_pipeline', 'add_others', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #da066bc5
 import argparse, contextlib, os, socket, subprocess, sys, tempfile, time
@@ -146,15 +146,26 @@ def cmd_compare(a):
 
 # %% ../nbs/14_cli.ipynb #65cf86cb
 def cmd_audit(a):
-    "Look at a data set from outside: format, size, quality by class; files that cannot be used, and why."
-    from fakeface.data import audit, audit_headers, sample
-    if a.headers: table, passed = audit_headers(a.folder)
-    else:
-        manifest, passed = sample(a.folder, dict(train=0, valid=0, test=0))
-        table = audit(manifest)
-    print(table.to_string())
+    "Look at data sets from outside: format, size, quality by class; files that cannot be used, and why; with several sources also each of them, and what gives it away."
+    from fakeface.data import audit, audit_headers, join_roots, sample
+    if a.headers and len(a.folder) > 1: raise FaceError('--headers looks at one data set at a time')
+    with tempfile.TemporaryDirectory() as d:
+        if a.headers: table, passed = audit_headers(a.folder[0])
+        else:
+            root = join_roots(a.folder, d)
+            manifest, passed = sample(root, dict(train=0, valid=0, test=0))
+            table = audit(manifest)
+        print(table.to_string())
+        if not a.headers and manifest.source.nunique() > 1: print_sources(root, manifest)
     for p in passed.itertuples(): print(printable(f'passed over: {p.path}: {p.reason}'))
     print(f'{table.images.sum()} images {"with a sound header" if a.headers else "usable in balance"}, {len(passed)} passed over')
+
+def print_sources(root, manifest):  # a row each, then the warnings
+    from fakeface.generators import audit_sources
+    sources = audit_sources(root, manifest)
+    print(f'\nface: its square as a share of the image; told_by: what alone tells the source from the other class\n{sources.to_string()}')
+    for (label, source), by in sources.told_by[sources.told_by != ''].items():
+        print(printable(f'warning: {by} tells {source} ({label}) from the other class without a look at a face'))
 
 # %% ../nbs/14_cli.ipynb #219ea6e8
 def cmd_fetch(a):
@@ -315,7 +326,7 @@ def add_pipeline(subs):
     r.add_argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs')
     r.add_argument('--resume', metavar='RUN', help='finish a run that was cut off')
     u = add(subs, cmd_audit)
-    u.add_argument('folder', metavar='DIR', help='data set in any layout')
+    u.add_argument('folder', metavar='DIR', nargs='+', help='data sets in any layout')
     u.add_argument('--headers', action='store_true', help='read headers only: thousands of files a second, but damage and copies go unseen')
     add(subs, cmd_fetch, "Needs the extra: pip install 'fakeface[fetch]'. About 4 GB; a cut download goes on where it stopped.")
 

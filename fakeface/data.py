@@ -244,9 +244,6 @@ def in_turn(
     return turn.sort_values(kind='stable').index.tolist()
 
 # %% ../nbs/01_data.ipynb #7e810111
-MANIFEST = ['path', 'label', 'split', 'sha256', 'width', 'height', 'format', 'quality', 'bytes',
-            'generator', 'source']
-
 def chosen(
     root, files,  # of one split, from `fill_splits`
     n,            # images, half of each class; 0: all that balance allows
@@ -261,6 +258,10 @@ def chosen(
         passed += [(p, label, why) for p, why in bad]
     least = min(map(len, best.values()))
     return {c: facts[:least] for c, facts in best.items()}, passed
+
+# %% ../nbs/01_data.ipynb #7bc7fc76
+MANIFEST = ['path', 'label', 'split', 'sha256', 'width', 'height', 'format', 'quality', 'bytes',
+            'generator', 'source']
 
 def sample(
     root,          # data set, or a folder with some in it
@@ -283,8 +284,7 @@ def sample(
     files = without(fill_splits(list_images(root), seed, share), leave_out)
     told = files.set_index('path')[['generator', 'source']].to_dict('index')
     rows, passed, seen, known = [], [], {}, np.empty((0, 4), np.uint64)
-    total = None if any(counts.values()) else len(files)
-    with tqdm(desc='reading images', unit=' images', total=total) as bar:
+    with tqdm(desc='reading images', total=None if any(counts.values()) else len(files)) as bar:
         for split in ('test', 'valid', 'train'):
             best, bad = chosen(root, files[files.split == split], counts[split], known, seen,
                                near, seed, per_source, bar)

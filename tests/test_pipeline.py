@@ -93,7 +93,7 @@ def test_all_artefacts_are_there_and_nothing_half_written(runs):
     assert re.fullmatch(r'\d{8}T\d{6}Z-demo', d.name)
     named = ['config.yaml', 'environment.json', 'manifest.csv', 'history.csv', 'last.ckpt', 'model.safetensors', 'predictions.csv', 'metrics.json',
              'copies.csv', 'robustness.json', 'clusters.json', 'gradcam.json', 'explanations.json', 'report.html']
-    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'clusters', 'robustness', 'drift', 'mean_maps')]
+    figures = [f'figures/{n}.png' for n in ('samples', 'history', 'confusion', 'curves', 'scores', 'reliability', 'heatmaps', 'clusters', 'robustness', 'drift', 'sources', 'mean_maps')]
     for n in named + figures + [f'{s}.{e}' for s in STEPS for e in ('ipynb', 'html')]: assert (d/n).stat().st_size > 20, n
     for r in (runs.whole, runs.own): assert not [p for p in r.dir.rglob('*') if p.name.startswith('.')]
 

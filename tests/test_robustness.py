@@ -286,10 +286,14 @@ def test_flips_are_what_the_verdicts_say(seed):
 def test_every_lever_can_be_pulled():
     common, known = levers()
     assert 'robust' in known and not known['robust']['set'] and {v.get('data') for v in known.values()} == {None, 'alike', 'simulated', 'joined'}
-    content = {k: v for k, v in load_profile('140k').items() if k != 'needs_data'}
-    settings = {n: resolve(content, [f'{k}={v}' for k, v in (({} if lever.get('full') else common) | lever['set']).items()]) for n, lever in known.items() if 'set' in lever}
+    contents = {p: {k: v for k, v in load_profile(p).items() if k != 'needs_data'} for p in common}
+    profile = lambda lever: lever.get('profile', '140k')
+    given = lambda lever: ({} if lever.get('full') else common[profile(lever)]) | lever['set']
+    settings = {n: resolve(contents[profile(lever)], [f'{k}={v}' for k, v in given(lever).items()]) for n, lever in known.items() if 'set' in lever}
     assert all(lever['why'] for lever in known.values())
-    for n in settings: assert settings[n] not in [resolve(content), *(settings[m] for m in settings if m != n)], n  # each moves something
+    for n in settings:  # each moves something
+        assert settings[n] not in [resolve(contents[profile(known[n])]), *(settings[m] for m in settings if m != n)], n
+    for n in (n for n in known if n.startswith('without-')): assert settings[n]['01_data']['leave_out'] and known[n]['test'], n
     assert [n for n, lever in known.items() if lever.get('full') and not lever.keys() & {'set', 'data'}] == ['recipe', 'taught']  # which differ by what is given with --set
 
 def test_judged_copies():
