@@ -230,22 +230,32 @@ def ship_run(
     a  # arguments of `cmd_ship`
 ):
     "Weights, figures and numbers of a run."
+    import pandas as pd
     from fakeface.detector import SHIPPED, Detector
+    from fakeface.generators import people_table
     from fakeface.model import write_seal
     from fakeface.pipeline import run_name
-    from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, in_short, results_markdown
-    runs = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}
+    from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, in_short, left_out_table, results_markdown, table_markdown
+    runs, found = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}, load_json(Path(a.run)/'generators.json')
     with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
     write_seal(SHIPPED)
     for name in set(FIGURES) - {'robustness', 'drift'}:  # these two are drawn anew
-        with atomic_write(SHIPPED.parent/'figures'/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
-    detector, ours = Detector.load(), runs[a.run]
-    card = {f'{ours["source"]}, {ours["split"]}': ours} | {Path(d).name: evaluate_folder(detector, d) for d in a.also}
-    fill(SHIPPED.parent/'MODEL_CARD.md', 'numbers', results_markdown(card) + '\n\n' + doubt_markdown(card))
-    for page in (SHIPPED.parent/'MODEL_CARD.md', repo_path('README.md')): fill(page, 'short', in_short(card))
+        for folder in (SHIPPED.parent/'figures', *([repo_path('docs')] if name == 'sources' else [])):
+            with atomic_write(folder/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
+    detector, ours, card = Detector.load(), runs[a.run], SHIPPED.parent/'MODEL_CARD.md'
+    name = lambda d: '/'.join(Path(d).resolve().parts[-2 if Path(d).name in SPLITS else -1:])
+    judged = {f'{ours["source"]}, {ours["split"]}': ours} | {name(d): evaluate_folder(detector, d) for d in a.also}
+    fill(card, 'numbers', results_markdown(judged) + '\n\n' + doubt_markdown(judged))
+    table = lambda rows: table_markdown(pd.DataFrame(rows).astype(str))
+    fill(card, 'sources', '\n\n'.join(table(found['sources'][c]) for c in CLASSES if found['sources'][c]))
+    people = table(people_table(found['people'])) if found['people'] else ''
+    fill(card, 'people', f'{found["people_text"]}\n\n{people}'.strip() or 'Not measured.')
+    left_out = repo_path('nbs')/'left_out.csv'
+    fill(card, 'left-out', table(left_out_table(pd.read_csv(left_out))) if left_out.is_file() else 'Not measured.')
+    for page in (card, repo_path('README.md')): fill(page, 'short', in_short(found))
     side = {run_name(r): m for r, m in runs.items()}
     fill(repo_path('README.md'), 'numbers', results_markdown(side) + '\n\n' + '\n'.join(f'- `{n}`: {matrix(m)}' for n, m in side.items()))
-    print(results_markdown(card)); print(results_markdown(side))
+    print(results_markdown(judged)); print(results_markdown(side))
 
 # %% ../nbs/14_cli.ipynb #94e0eff9
 def cmd_ship(a):

@@ -7,7 +7,7 @@ __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answe
            'error_parts', 'number_parts', 'robustness_parts', 'source_parts', 'study_parts', 'data_parts',
            'checkpoint_part', 'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder',
            'evaluate_folder', 'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown',
-           'in_short', 'table_markdown', 'robustness_markdown', 'fill']
+           'pooled', 'ends', 'in_short', 'left_out_table', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -29,7 +29,7 @@ from .detector import Detector
 from .gradcam import explained
 from .generators import people_table
 from .model import load_checkpoint, trunk
-from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, leave_robustness, robustness_table
+from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, leave_robustness, robustness_table, share
 from .shortcuts import shortcut_table
 from .train import Faces, loader, predict_logits
 
@@ -154,7 +154,8 @@ def number_parts(
             figure(run_dir, 'scores', 'Spread of the scores (logarithmic counts)')]
 
 # %% ../nbs/11_report.ipynb #e9812960
-FIGURES = {'confusion': 'Confusion matrix of the test images', 'curves': 'Every threshold at once; the dot is the one that parts fake from real when every image must get an answer',
+FIGURES = {'sources': 'Generated faces caught and photographs accused at the threshold, by source (number of test images), with 95 % intervals; marks: after the file was compressed or shrunk',
+           'confusion': 'Confusion matrix of the test images', 'curves': 'Every threshold at once; the dot is the one that parts fake from real when every image must get an answer',
            'reliability': 'Share of fakes among images of like p_fake, with the number of images', 'robustness': 'Accuracy, AUC and share that gets an answer by strength of each corruption, with 95 % intervals',
            'drift': 'How far the log-odds of "fake" moved from those of the file as it is (median, and 5 to 95 % of the images), and how many verdicts changed or flipped (95 % intervals)'}  # those without faces: they may be shipped
 
@@ -180,8 +181,7 @@ def source_parts(
     found     # generators.json
 ):
     "What is caught and what is accused by source, and whom, as parts of a section."
-    parts = [figure(run_dir, 'sources', 'Generated faces caught and photographs accused at the threshold, by source '
-                    '(number of test images), with 95 % intervals; marks: after the file was compressed or shrunk')]
+    parts = [figure(run_dir, 'sources', FIGURES['sources'])]
     for label, what in (('fake', 'Generators:'), ('real', 'Kinds of photographs:')):
         if found['sources'][label]: parts += [dict(text=what), table(pd.DataFrame(found['sources'][label]), index=False)]
     if found['people']: parts += [dict(text='Whom it accuses. ' + found['people_text']), table(people_table(found['people']), index=False)]
@@ -393,28 +393,56 @@ def doubt_markdown(
             for name, r, m in ((n, r, r['metrics']) for n, r in results.items())]
     return markdown(['images', 'get an answer', 'of these wrong', 'caught at 1 % false alarms', 'calibration error'], rows)
 
+# %% ../nbs/11_report.ipynb #1d5a8d93
+def pooled(
+    rows,  # from `source_rows`
+    what   # 'called_fake', 'uncertain' or 'wrong'
+):
+    "The share of all images of these rows."
+    return share(sum(r[what]['k'] for r in rows), sum(r['n'] for r in rows))
+
+def ends(
+    rows  # from `source_rows`, of one class, most often called fake first
+):
+    "The first and the last of them in words, behind the pooled share that must not stand alone."
+    tell = lambda r: f'{100 * r["called_fake"]["value"]:.0f} % of {r["name"]}'
+    return f' (from {tell(rows[0])} to {tell(rows[-1])})' if len(rows) > 1 else ''
+
 def in_short(
-    results  # {name: result of `evaluate` with a band}, first the kind of images that the model learned from, then those that it has never seen
+    found  # generators.json
 ):
-    "The four things to know of a detector, as a paragraph."
-    own, *unseen = results.values()
-    ((tp, fn), (fp, tn)), m = own['confusion'], own['metrics']
-    text = (f'Of {tp + fn} generated faces of the kind it learned from it catches {tp}, {percent(m["recall"])}, and of {fp + tn} photographs it clears {tn}, {percent(m["specificity"])}, when every image must get an answer. '
-            f'Where it may say "uncertain" it answers {percent(m["answered"])} of them, and of the answers {percent(m["wrong_answers"])} are wrong.')
-    caught = ', '.join(f'{percent(r["metrics"]["recall"])} of {n}' for n, r in list(results.items())[1:] if r['n_fake'])
-    return text + (f' Of fakes that it has never seen it catches {caught}. The brackets hold 95 % intervals.' if caught else ' The brackets hold 95 % intervals.')
+    "What is to know of a detector, as a paragraph: what it catches and accuses of the kinds it learned, its doubt, and the generators it never saw."
+    of = lambda label, seen: [r for r in found['by_source'] if (r['label'], r['seen']) == (label, seen)]
+    fakes, reals, unseen = of('fake', True), of('real', True), of('fake', False)
+    known, text = fakes + reals, []
+    if fakes: text.append(f'Of {pooled(fakes, "called_fake")["n"]} test faces by the {len(fakes)} generators that it learned from it catches '
+                          f'{percent(pooled(fakes, "called_fake"))}{ends(fakes)}.')
+    if reals: text.append(f'Of {pooled(reals, "called_fake")["n"]} photographs of {len(reals)} kinds it accuses '
+                          f'{percent(pooled(reals, "called_fake"))}{ends(reals)}.')
+    if known:
+        n, unsure, wrong = sum(r['n'] for r in known), pooled(known, 'uncertain')['k'], pooled(known, 'wrong')['k']
+        text.append(f'Where it may say "uncertain" it answers {percent(share(n - unsure, n))} of these, and of the answers '
+                    f'{percent(share(wrong, n - unsure))} are wrong.')
+    if unseen: text.append('Of generators and sources that it never saw it catches ' +
+                           ', '.join(f'{percent(r["called_fake"])} of {r["name"]}' for r in unseen) + '.')
+    return ' '.join([*text, 'The brackets hold 95 % intervals.'])
 
-def table_markdown(
-    df  # of text
+# %% ../nbs/11_report.ipynb #bb41ae39
+def left_out_table(
+    rows  # left_out.csv, see `judge_generators`
 ):
-    "A DataFrame as a Markdown table, without its index."
-    return markdown(list(df.columns), df.to_numpy().tolist())
-
-def robustness_markdown(
-    model  # of robustness.json
-):
-    "Markdown tables of what is left after each corruption and of what moved, and how stable verdicts are."
-    return '\n\n'.join([table_markdown(robustness_table(model)), table_markdown(drift_table(model)), flips_text(model['flips'])])
+    """A row a generator: what is caught of its test images by a training that left its family out, beside one of the
+    same length that did not. Text with Wilson's 95 % intervals."""
+    told = lambda r: f'{percent(share(r.caught, r.n))}' if r is not None else ''
+    table = []
+    for g, part in rows.groupby('generator'):
+        seen = part[part.seen & (part['name'] == 'faces')]
+        for r in part[~part.seen & part['name'].str.startswith('without-')].itertuples():
+            alone = next(seen.itertuples(), None)
+            table.append({'generator': g, 'n': r.n, 'caught, never seen': told(r), 'AUC': f'{r.auc:.3f}',
+                          'photographs accused': percent(share(r.accused, r.photographs)),
+                          'caught, seen': told(alone), 'AUC, seen': f'{alone.auc:.3f}' if alone else ''})
+    return pd.DataFrame(table)
 
 # %% ../nbs/11_report.ipynb #521bb775
 def fill(
