@@ -121,7 +121,7 @@ def join_roots(
         raise FaceError(f'two data sets are called {twice[0]}; rename one, or link to it under a new name')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir(): old.unlink()
+    for old in filter(Path.is_symlink, folder.iterdir()): old.unlink()
     for r in roots: (folder/r.name).symlink_to(r, target_is_directory=True)
     return folder.resolve()
 

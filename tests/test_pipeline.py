@@ -17,11 +17,12 @@ import kill_runs
 from conftest import COMMAND, ROOT
 from fakeface.core import digest
 from fakeface.corrupt import VERSIONS
-from fakeface.detector import Detector
+from fakeface.detector import SHIPPED, Detector
 from fakeface.evaluate import evaluate
 from fakeface.model import load_checkpoint
 from fakeface.pipeline import QUICK_SETS, STEPS, prepare, run, run_step
 from fakeface.robustness import flips, judge_copies
+from fakeface.standin import make_standin
 from fakeface.train import operating_point
 
 SETS = ('train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 '
@@ -245,3 +246,20 @@ def test_finished_weights_get_the_whole_report(runs):
     assert [v.p_fake for v in judged] == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)
     again = examine()
     assert again.returncode == 2 and 'is there already' in again.stderr
+
+def test_several_data_sets_train_one_model_from_the_shipped_weights(drawn, tmp_path):
+    "The faces profile, as small as it gets: folders are generators, one is left out, and the checkpoint says what it learned from."
+    named = Path(shutil.copytree(drawn, tmp_path/'named', ignore=shutil.ignore_patterns('standin.json')))
+    for s in ('train', 'valid', 'test'):
+        for i, p in enumerate(sorted((named/s/'fake').iterdir())):
+            to = named/s/'fake'/('gan', 'diffusion')[i % 2]; to.mkdir(exist_ok=True); p.rename(to/p.name)
+    own = make_standin(tmp_path/'own', n_train=16, n_valid=8, n_test=8, size=64, seed=5); (own/'standin.json').unlink()
+    sets = [*QUICK_SETS, *SETS, 'train.copies=', 'train.batch_size=8', 'train.epochs=1', 'data.leave_out=[diffusion]']
+    d = prepare('faces', [named, own], tmp_path/'runs', sets)
+    run(d, (said := []).append, until='03_train')
+    assert len(said) == 3
+    meta, manifest = load_checkpoint(d/'model.safetensors')[1], pd.read_csv(d/'manifest.csv', keep_default_na=False)
+    learned = manifest[manifest.split == 'train']
+    assert meta['generators'] == ['gan', 'stylegan'] and meta['sources'] == ['named', 'named/gan', 'own'] == sorted(set(learned.source)) and meta['source'] == 'named and own'
+    assert meta['weights'] == 'model.safetensors' and meta['weights_sha256'] == digest(SHIPPED.read_bytes()) and meta['missing'] == []
+    assert 'diffusion' in set(manifest.generator[manifest.split == 'test']) and meta['training']['source_power'] == .5
