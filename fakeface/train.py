@@ -46,7 +46,7 @@ def part_seed(
 
 # %% ../nbs/03_train.ipynb #1a7cdb0f
 class Faces(Dataset):
-    """Images of a manifest as `(uint8 tensor (3, H, W), class)`; item `i + k * len` is image `i` augmented anew.
+    """Images of a manifest as `(uint8 tensor (3, H, W), class)`; item `(i, k)` is image `i`, augmented anew for each `k`.
 
     Raises `ImageError` for a file that has gone bad since sampling."""
     def __init__(self,
@@ -62,10 +62,10 @@ class Faces(Dataset):
         self.sources = manifest.get('source', pd.Series('', manifest.index)).tolist()
     def __len__(self): return len(self.paths)
     def __getitem__(self, i):
-        path = self.paths[i % len(self)]
-        x = fit_to(corrupt(open_image(self.root/path, path), self.copy), self.size)
-        if self.seed is not None: torch.manual_seed(part_seed(self.seed, i))
-        return (self.augment(x) if self.augment else x), self.targets[i % len(self)]
+        draw, i = i, i[0] if isinstance(i, tuple) else i
+        x = fit_to(corrupt(open_image(self.root/self.paths[i], self.paths[i]), self.copy), self.size)
+        if self.seed is not None: torch.manual_seed(part_seed(self.seed, draw))
+        return (self.augment(x) if self.augment else x), self.targets[i]
 
 # %% ../nbs/03_train.ipynb #c4340d2c
 def augmentation(
@@ -134,7 +134,7 @@ def source_weights(
 
 # %% ../nbs/03_train.ipynb #2fe9cc98
 class BySource(Sampler):
-    "As many draws as there are images, see `source_weights`; the k-th of image i is `i + k * len`, so that it is augmented anew."
+    "As many draws as there are images, see `source_weights`: `(i, k)` is the k-th of image i, from 0, so that it is augmented anew."
     def __init__(self,
         faces, # `Faces`
         power  # see `source_weights`
@@ -143,7 +143,7 @@ class BySource(Sampler):
     def __iter__(self):
         before = Counter()
         for i in torch.multinomial(self.weights, len(self), replacement=True).tolist():
-            yield i + before[i] * len(self)
+            yield i, before[i]
             before[i] += 1
 
 # %% ../nbs/03_train.ipynb #4703806d
@@ -282,7 +282,7 @@ def train_epoch(
     n, losses, hits, sizes = world()[1], [], [], []
     every = 1 if device.type == 'cpu' else 50
     recent = deque(maxlen=every)
-    blame = lambda i: save_batch(bad, *recent[i - len(losses)], [batches.dataset.paths[k % len(batches.dataset)] for k in batches.drawn[i]]) if bad else ''
+    blame = lambda i: save_batch(bad, *recent[i - len(losses)], [batches.dataset.paths[k[0] if isinstance(k, tuple) else k] for k in batches.drawn[i]]) if bad else ''
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         sizes.append(len(targets) if n < 2 else min(batches.whole, len(batches.dataset) - i * batches.whole) / n)
