@@ -7,7 +7,7 @@ __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answe
            'error_parts', 'number_parts', 'robustness_parts', 'source_parts', 'study_parts', 'data_parts',
            'checkpoint_part', 'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder',
            'evaluate_folder', 'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown',
-           'pooled', 'ends', 'in_short', 'left_out_table', 'fill']
+           'pooled', 'ends', 'in_short', 'left_out_table', 'table_markdown', 'robustness_markdown', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
@@ -443,6 +443,19 @@ def left_out_table(
                           'photographs accused': percent(share(r.accused, r.photographs)),
                           'caught, seen': told(alone), 'AUC, seen': f'{alone.auc:.3f}' if alone else ''})
     return pd.DataFrame(table)
+
+# %% ../nbs/11_report.ipynb #a853cac9
+def table_markdown(
+    df  # of text
+):
+    "A DataFrame as a Markdown table, without its index."
+    return markdown(list(df.columns), df.to_numpy().tolist())
+
+def robustness_markdown(
+    model  # of robustness.json
+):
+    "Markdown tables of what is left after each corruption and of what moved, and how stable verdicts are."
+    return '\n\n'.join([table_markdown(robustness_table(model)), table_markdown(drift_table(model)), flips_text(model['flips'])])
 
 # %% ../nbs/11_report.ipynb #521bb775
 def fill(
