@@ -187,7 +187,7 @@ def test_a_folder_of_ones_own(runs):
     d, (said, code, err) = runs.own.dir, runs.own.first
     assert code == 0, err
     manifest, passed, page = pd.read_csv(d/'manifest.csv'), pd.read_csv(d/'passed.csv'), (d/'report.html').read_text()
-    assert set(manifest.split) == {'train', 'valid', 'test'} and set(manifest.source) == {'holiday'}
+    assert set(manifest.split) == {'train', 'valid', 'test'} and set(manifest.source) == {'holiday', 'holiday/valid', 'holiday/test'}  # folders below a class are sources
     assert passed.path.tolist() == ['real/broken.jpg'] and 'broken.jpg' in page
     assert 'holiday' in page and 'stand-in' not in page.split('<h2>')[0] and 'stand-in' not in said
 
