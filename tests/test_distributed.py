@@ -32,7 +32,7 @@ def make(drawn, tmp_path_factory):
         d = tmp_path_factory.mktemp(name)
         manifest = sample(drawn, dict(train=0, valid=0, test=0))[0]
         manifest = pd.concat([manifest[manifest.split == 'train'].iloc[3:28], manifest[manifest.split == 'valid'].iloc[:11]])
-        save_manifest(manifest, d/'manifest.csv'); save_json(d/'data.json', dict(root=str(drawn), manifest_sha256=''))
+        save_manifest(manifest, d/'manifest.csv'); save_json(d/'data.json', dict(root=str(drawn), source='drawn', manifest_sha256=''))
         save_checkpoint(d/'init.safetensors', build_model('random')[0], metadata(size=64))
         (d/'config.yaml').write_text(yaml.safe_dump(dict(settings={'03_train': SETTINGS | kw})))
         return d

@@ -334,7 +334,7 @@ def run_step(run_dir, **settings):
 @pytest.mark.parametrize('images', [0, 6])
 def test_the_step_leaves_its_files(drawn, checkpoint, tmp_path, images):
     m, _ = sample(drawn, dict(train=0, valid=0, test=0), source='toy'); save_manifest(m, tmp_path/'manifest.csv')
-    (tmp_path/'data.json').write_text(json.dumps(dict(root=str(drawn)))); (tmp_path/'model.safetensors').write_bytes(checkpoint.read_bytes())
+    (tmp_path/'data.json').write_text(json.dumps(dict(root=str(drawn), source='toy'))); (tmp_path/'model.safetensors').write_bytes(checkpoint.read_bytes())
     test = m[m.split == 'test']
     pd.DataFrame(dict(path=test.path, p_fake=np.where(test.label == 'fake', .9, .1))).to_csv(tmp_path/'predictions.csv', index=False)
     run_step(tmp_path, images=images, bootstrap=20, workers=0, device='cpu')
