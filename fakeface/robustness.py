@@ -218,11 +218,13 @@ def checkpoints(
 
 # %% ../nbs/06_robustness.ipynb #26802545
 def first_of_each(
-    manifest,  # with `label`
+    manifest,  # with `label` and `source`
     images=0   # half of it of each class; 0: all
 ):
-    "The first images of each class."
-    return (manifest.groupby('label').head(max(1, images // 2)) if images else manifest).reset_index(drop=True)
+    "Of each class the first image of each source, then the second of each, and so on, in the order of the manifest."
+    turn = manifest.groupby(['label', 'source']).cumcount().sort_values(kind='stable').index
+    kept = manifest.loc[turn].groupby('label').head(max(1, images // 2) if images else len(manifest)).index
+    return manifest[manifest.index.isin(kept)].reset_index(drop=True)
 
 def plot_calibration(
     labels,  # (N,) 'fake' or 'real'

@@ -31,6 +31,7 @@ from .corrupt import jpeg
 from .data import jpeg_quality
 from .evaluate import bootstrap_all, compare, compare_errors, mcnemar, number, percent, wilson
 from .model import *
+from .robustness import first_of_each
 from .train import Faces, loader, predict_logits
 
 # %% ../nbs/07_shortcuts.ipynb #150f4b78
@@ -68,9 +69,8 @@ def take_part(
     split,     # 'train', 'valid' or 'test'
     n=0        # images, half of each class; 0: all
 ):
-    "The images of one split, or the first `n / 2` of each class of it."
-    part = manifest[manifest.split == split]
-    return (part.groupby('label').head(max(1, n // 2)) if n else part).reset_index(drop=True)
+    "The images of one split, or `n / 2` of each class of it, its sources in turn."
+    return first_of_each(manifest[manifest.split == split], n)
 
 def scored(
     is_fake,        # bool (N,), both classes

@@ -99,9 +99,11 @@ def test_facts_need_no_pixels(tmp_path):
     with pytest.raises(ImageError, match='^page.jpg: not an image'): facts_table(tmp_path, pd.DataFrame(dict(path=['whole.jpg', 'page.jpg'])))
 
 def test_parts_are_balanced():
-    m = pd.DataFrame(dict(path=list('abcdefgh'), label=['fake'] * 4 + ['real'] * 4, split=['test', 'test', 'test', 'train'] * 2))
+    m = pd.DataFrame(dict(path=list('abcdefgh'), label=['fake'] * 4 + ['real'] * 4, split=['test', 'test', 'test', 'train'] * 2, source=''))
     assert take_part(m, 'test').path.tolist() == list('abcefg') and take_part(m, 'test', 4).path.tolist() == list('abef') and take_part(m, 'test', 1).path.tolist() == list('ae')
     assert take_part(m, 'test', 100).index.tolist() == list(range(6))
+    m.loc[[2, 5], 'source'] = 'other'
+    assert take_part(m, 'test', 4).path.tolist() == list('acef')  # one of each source, not the first two of one
 
 # --- the spectrum ---
 
