@@ -19,9 +19,9 @@ from fakeface.report import FIGURES
 MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
 MARK = {'fake': '▲', 'real': '●', 'uncertain': '◆', '': '–'}  # a shape beside the word, so that nothing is told by colour
 MEANS = {'fake': 'It is evidence, not proof.',
-         'real': 'The model found too little trace of the generators that it knows. It does **not** know all of them: most faces of diffusion models pass as real.',
+         'real': 'No trace of a generator was found. The model does **not** know all generators: faces by others mostly leave no trace that it sees.',
          'uncertain': 'Between these two scores the model is wrong too often to give an answer.'}
-LIMITS = {'fake': 'From {1} on it is called AI-generated.', 'real': 'Below {0} it is called real.', 'uncertain': 'Below {0} it would be called real, from {1} on AI-generated.'}
+LIMITS = {'fake': 'From {1} on it is called AI-generated.', 'real': 'Below {0} no trace counts as found.', 'uncertain': 'Below {0} no trace would count as found, from {1} on it would be called AI-generated.'}
 SOURCES = ('Files', 'Folder', 'Camera', 'Examples')
 
 # Streamlit's server would put the part of an upload that exceeds 1 MB into a temporary file; photographs of strangers stay in memory
@@ -52,7 +52,7 @@ def settings():
     k, n = false_positives(detector.meta, band[1])
     if n: low, high = wilson(k, n); st.caption(f'False-positive rate at this setting: {k} of {n} real validation images, {100 * k / n:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %).')
     else: st.caption('These weights do not tell the false-positive rate of a setting.')
-    st.caption(f'Called real below {100 * band[0]:.1f} %; uncertain between.' if band[0] < band[1] else 'At this setting no face is called uncertain.')
+    st.caption(f'No trace counts as found below {100 * band[0]:.1f} %; uncertain between.' if band[0] < band[1] else 'At this setting no face is called uncertain.')
     if chosen != start and k > .1 * n: st.warning('So many real photographs are called AI-generated at this setting that the word means little.')
     method = st.selectbox('Heatmap', list(METHODS), format_func=METHODS.get, key='heatmap', bind='query-params', help='Grad-CAM is exact and fast, on a coarse grid. The others are finer and take a second a face.')
     whole = st.toggle('Judge whole images', key='whole', bind='query-params', help='Do not look for faces. Right for images that were cut around a face already.')
@@ -206,12 +206,14 @@ def evaluation(path, detector):
 
 ABOUT = '''
 ### What it means
-The model estimates the probability that a face was generated. The probability was calibrated on photographs from FFHQ and faces made by StyleGAN, cut and aligned alike, as they are and after compression and shrinking.
-It holds for images like these.
+The model estimates the probability that a face was generated. It learned from faces by several GANs (ProGAN, StarGAN, StyleGAN 1 to 3), by Stable Diffusion and by one chat model, and from many kinds of photographs.
+The probability was calibrated on images like these, as they are and after compression and shrinking. It holds for images like these.
+
+**No trace found** means just that. It does not say that the face is a photograph.
 
 ### What it does not mean
 - It is **no proof**, neither of a fake nor of a photograph.
-- Images of **other generators** may well be missed: diffusion models mostly are.
+- Faces by **other generators** are mostly missed.
 - It judges whole faces that were generated, not faces that were retouched or swapped.
 - The heatmap shows where the model found evidence for its verdict. It does not mark what was altered.
 
@@ -223,7 +225,7 @@ hair included, is not judged.
 st.set_page_config('Real or generated?', '🔎')
 st.title('Real or generated?', anchor=False)
 st.markdown('Drop in pictures of faces. A model says how likely each was generated, and shows where it found evidence. Its answer is a probability, not proof. '
-            'The shipped weights know faces by StyleGAN; those of **diffusion models** (Midjourney, SDXL and the like) they mostly take for real.')
+            'The shipped weights know several GANs, Stable Diffusion and one chat model; in faces by **other generators** they mostly find no trace.')
 try:
     with st.sidebar: name, path, detector, band, method, whole = settings()
 except FaceError as e: st.text(f'The model cannot be used. {e}'); st.stop()

@@ -124,13 +124,13 @@ def main(a):
     table = '\n'.join(['| what | plain | ours | faster | less work |', '| --- | --- | --- | --- | --- |', *lines])
     note = f'`fakeface predict one.jpg` takes {one}, `import torch` alone {bare}, its `--help` {helps}. {machine()}. Images: {name}, median of {a.rounds} rounds.'
     print(f'{table}\n\n{note}')
-    if a.readme: fill(repo_path('README.md'), 'speed', f'{table}\n\n{note}')
+    if a.write: fill(repo_path('docs')/'speed.md', 'speed', f'{table}\n\n{note}')
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('dir', metavar='DIR', nargs='?', help='a folder with fake/ and real/, square images of one size')
 p.add_argument('--n', type=int, default=400, metavar='N', help='images labelled, a quarter of them explained; default: 400')
 p.add_argument('--rounds', type=int, default=3, metavar='N', help='default: 3')
 p.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
-p.add_argument('--readme', action='store_true', help='also write the table into README.md')
+p.add_argument('--write', action='store_true', help='also write the table into docs/speed.md')
 if __name__ == '__main__':
     try: main(p.parse_args())
     except FaceError as e: sys.exit(print(f'predict.py: {e}', file=sys.stderr) or 2)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROFILES', 'EXAMPLES', 'cmd_run', 'finish', 'show', 'cmd_predict', 'is_device', 'own_device', 'listed',
            'cmd_evaluate', 'full', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch',
-           'cmd_export', 'cmd_app', 'matrix', 'of_weights', 'ship_run', 'cmd_ship', 'cmd_try', 'add', 'add_judging',
-           'add_pipeline', 'add_others', 'parser', 'main']
+           'cmd_export', 'cmd_app', 'cmd_ship', 'cmd_try', 'add', 'add_judging', 'add_pipeline', 'add_others', 'parser',
+           'main']
 
 # %% ../nbs/14_cli.ipynb #da066bc5
 import argparse, contextlib, os, socket, subprocess, sys, tempfile, time
@@ -207,72 +207,36 @@ def cmd_app(a):
         except OSError as e: raise FaceError(f'{a.host}, port {a.port}: {e.strerror.lower()}; try --port {a.port + 1}') from None
     return subprocess.call([sys.executable, '-m', 'streamlit', 'run', str(repo_path('app.py')), '--server.port', str(a.port), '--server.address', a.host])
 
-# %% ../nbs/14_cli.ipynb #17f8d2a2
-def matrix(
-    result  # of `evaluate`
-):
-    "The confusion matrix in words."
-    (tp, fn), (fp, tn) = result['confusion']
-    return f'of {tp + fn} fakes {tp} caught and {fn} missed; of {fp + tn} reals {tn} cleared and {fp} accused'
-
-# %% ../nbs/14_cli.ipynb #7cd24f2f
-def of_weights(
-    result,  # robustness.json
-    path     # of the weights
-):
-    "What robustness.json tells of these very weights. Raises `FaceError` when it doesn't."
-    found = [m for m in result['models'].values() if m['sha256'] == digest(Path(path).read_bytes())]
-    if not found: raise FaceError(f'{path}: not among the models whose robustness was measured ({", ".join(result["models"])})')
-    return found[0]
-
 # %% ../nbs/14_cli.ipynb #7e28c980
-def ship_run(
-    a  # arguments of `cmd_ship`
-):
-    "Weights, figures and numbers of a run."
+def cmd_ship(a):
+    "Make the model of a run the shipped one, and write its measured numbers into the model card and README."
     import pandas as pd
     from fakeface.detector import SHIPPED, Detector
     from fakeface.generators import people_table
     from fakeface.model import write_seal
-    from fakeface.pipeline import run_name
-    from fakeface.report import FIGURES, doubt_markdown, evaluate_folder, fill, in_short, left_out_table, results_markdown, table_markdown
-    runs, found = {r: load_json(Path(r)/'metrics.json') for r in [a.run] + a.beside}, load_json(Path(a.run)/'generators.json')
-    with atomic_write(SHIPPED, 'wb') as f: f.write((Path(a.run)/'model.safetensors').read_bytes())
+    from fakeface.report import (FIGURES, doubt_markdown, evaluate_folder, fill, in_short, left_out_table, results_markdown,
+                                 robustness_markdown, table_markdown)
+    from fakeface.robustness import OWN
+    run, card = Path(a.run), SHIPPED.parent/'MODEL_CARD.md'
+    ours, found, copies = (load_json(run/f'{n}.json') for n in ('metrics', 'generators', 'robustness'))
+    with atomic_write(SHIPPED, 'wb') as f: f.write((run/'model.safetensors').read_bytes())
     write_seal(SHIPPED)
-    for name in set(FIGURES) - {'robustness', 'drift'}:  # these two are drawn anew
-        for folder in (SHIPPED.parent/'figures', *([repo_path('docs')] if name == 'sources' else [])):
-            with atomic_write(folder/f'{name}.png', 'wb') as f: f.write((Path(a.run)/'figures'/f'{name}.png').read_bytes())
-    detector, ours, card = Detector.load(), runs[a.run], SHIPPED.parent/'MODEL_CARD.md'
+    for name in FIGURES:
+        for folder in (SHIPPED.parent/'figures', *([repo_path('docs')] if name in ('sources', 'robustness', 'drift') else [])):
+            with atomic_write(folder/f'{name}.png', 'wb') as f: f.write((run/'figures'/f'{name}.png').read_bytes())
     name = lambda d: '/'.join(Path(d).resolve().parts[-2 if Path(d).name in SPLITS else -1:])
+    detector = Detector.load()
     judged = {f'{ours["source"]}, {ours["split"]}': ours} | {name(d): evaluate_folder(detector, d) for d in a.also}
-    fill(card, 'numbers', results_markdown(judged) + '\n\n' + doubt_markdown(judged))
-    table = lambda rows: table_markdown(pd.DataFrame(rows).astype(str))
-    fill(card, 'sources', '\n\n'.join(table(found['sources'][c]) for c in CLASSES if found['sources'][c]))
-    people = table(people_table(found['people'])) if found['people'] else ''
-    fill(card, 'people', f'{found["people_text"]}\n\n{people}'.strip() or 'Not measured.')
+    table = lambda rows: table_markdown(pd.DataFrame(rows).astype(str)) if len(rows) else ''
     left_out = repo_path('nbs')/'left_out.csv'
-    fill(card, 'left-out', table(left_out_table(pd.read_csv(left_out))) if left_out.is_file() else 'Not measured.')
-    for page in (card, repo_path('README.md')): fill(page, 'short', in_short(found))
-    side = {run_name(r): m for r, m in runs.items()}
-    fill(repo_path('README.md'), 'numbers', results_markdown(side) + '\n\n' + '\n'.join(f'- `{n}`: {matrix(m)}' for n, m in side.items()))
-    print(results_markdown(judged)); print(results_markdown(side))
-
-# %% ../nbs/14_cli.ipynb #94e0eff9
-def cmd_ship(a):
-    "Make the model of a run the shipped one, and write its measured numbers into the model card and README; with --robustness alone, only those of robustness."
-    from fakeface.detector import SHIPPED
-    from fakeface.report import fill, robustness_markdown, table_markdown
-    from fakeface.robustness import beside_table, plot_drift, plot_robustness, together
-    if not (a.run or a.robustness): raise FaceError('ship: name a finished run, or folders with --robustness')
-    result = together([load_json(Path(d)/'robustness.json') for d in a.robustness or [a.run]])
-    model = of_weights(result, Path(a.run)/'model.safetensors' if a.run else SHIPPED)  # before anything is written
-    if a.run: ship_run(a)
-    for name, f in dict(robustness=plot_robustness(result), drift=plot_drift(result)).items():
-        for folder in (SHIPPED.parent/'figures', repo_path('docs')):
-            save_figure(f, folder/f'{name}.png')
-    fill(SHIPPED.parent/'MODEL_CARD.md', 'robustness', robustness_markdown(model))
-    fill(repo_path('README.md'), 'robustness', table_markdown(beside_table(result, middle=True)))
-    print(table_markdown(beside_table(result)))
+    told = dict(short=in_short(found), numbers=results_markdown(judged), doubt=doubt_markdown(judged),
+                sources='\n\n'.join(table(found['sources'][c]) for c in CLASSES),
+                people=f'{found["people_text"]}\n\n{table(people_table(found["people"]))}',
+                robustness=robustness_markdown(copies['n'], copies['models'][OWN]))
+    if left_out.is_file(): told['left-out'] = table(left_out_table(pd.read_csv(left_out)))
+    for mark, text in told.items(): fill(card, mark, text)
+    fill(repo_path('README.md'), 'numbers', told['numbers'])
+    print(told['numbers'])
 
 # %% ../nbs/14_cli.ipynb #ceae8fed
 def cmd_try(a):
@@ -352,10 +316,8 @@ def add_others(subs):
     d.add_argument('--port', type=int, default=8501, help='default: 8501')
     d.add_argument('--host', default='localhost', help='0.0.0.0 lets everyone in your network use it; default: localhost, this machine alone')
     s = add(subs, cmd_ship, 'For maintainers.')
-    s.add_argument('run', nargs='?', metavar='RUN', help='a finished run; left out: the weights stay')
-    s.add_argument('--robustness', nargs='+', default=[], metavar='DIR', help='folders left by fakeface robustness, the shipped weights among their models; default: RUN')
+    s.add_argument('run', metavar='RUN', help='a finished run')
     s.add_argument('--also', nargs='*', default=[], metavar='DIR', help='folders to evaluate for the model card')
-    s.add_argument('--beside', nargs='*', default=[], metavar='RUN', help='runs to put beside it in the README')
     t = add(subs, cmd_try, 'For maintainers. example: fakeface try robust no-ramp --data DIR')
     t.add_argument('names', nargs='+', metavar='NAME', help='experiments of nbs/experiments.yaml')
     t.add_argument('--data', metavar='DIR', action='append', help='data set; may be repeated')

@@ -40,7 +40,7 @@ from .model import *
 from .standin import make_pair
 
 # %% ../nbs/10_detector.ipynb #8d18eada
-SAYS = {'fake': 'likely AI-generated', 'real': 'likely real', 'uncertain': 'uncertain', '': 'not judged'}
+SAYS = {'fake': 'likely AI-generated', 'real': 'no trace found', 'uncertain': 'uncertain', '': 'not judged'}
 
 @dataclass(frozen=True)
 class Verdict:
@@ -236,7 +236,7 @@ def html_row(
     return f'<tr><td>{seen}</td><td>{what}</td><td>{SAYS[v.verdict]}</td><td>{"" if v.p_fake is None else f"{v.p_fake:.3f}"}</td><td>{escape(v.error)}</td></tr>'
 
 # %% ../nbs/10_detector.ipynb #33da7d93
-CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model misses most faces of generators that it has not learned from, so "likely real" does not mean that a face is a photograph.')
+CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model misses most faces of generators that it has not learned from, so "no trace found" does not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."

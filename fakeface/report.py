@@ -29,7 +29,7 @@ from .detector import Detector
 from .gradcam import explained
 from .generators import people_table
 from .model import load_checkpoint, trunk
-from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, leave_robustness, robustness_table, share
+from .robustness import beside_table, checkpoints, drift_table, first_of_each, flips_text, in_the_middle, leave_robustness, robustness_table, share
 from .shortcuts import shortcut_table
 from .train import Faces, loader, predict_logits
 
@@ -452,10 +452,13 @@ def table_markdown(
     return markdown(list(df.columns), df.to_numpy().tolist())
 
 def robustness_markdown(
+    n,     # images
     model  # of robustness.json
 ):
-    "Markdown tables of what is left after each corruption and of what moved, and how stable verdicts are."
-    return '\n\n'.join([table_markdown(robustness_table(model)), table_markdown(drift_table(model)), flips_text(model['flips'])])
+    "What is left in the middle of each kind of corruption as a Markdown table, and how stable verdicts are."
+    copies = in_the_middle([r['copy'] for r in model['rows']])
+    rows = [r for r in model['rows'] if r['copy'] in copies]
+    return f'{n} images.\n\n{table_markdown(robustness_table(dict(rows=rows)))}\n\n{flips_text(model["flips"])}'
 
 # %% ../nbs/11_report.ipynb #521bb775
 def fill(

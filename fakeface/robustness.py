@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'LOOKS', 'OWN', 'judge_copies', 'share', 'stance', 'effect', 'flips', 'flips_text', 'robustness',
-           'robustness_table', 'drift_table', 'kinds', 'strength', 'beside_table', 'plot_panels', 'told_of',
-           'plot_robustness', 'plot_drift', 'checkpoints', 'first_of_each', 'plot_calibration', 'leave_robustness',
-           'together']
+           'robustness_table', 'drift_table', 'kinds', 'strength', 'in_the_middle', 'beside_table', 'plot_panels',
+           'told_of', 'plot_robustness', 'plot_drift', 'checkpoints', 'first_of_each', 'plot_calibration',
+           'leave_robustness']
 
 # %% ../nbs/06_robustness.ipynb #96507194
 import os, re
@@ -146,13 +146,18 @@ def strength(
     return '+'.join(p.partition(':')[2] for p in copy.split('+')) or 'as is'
 
 # %% ../nbs/06_robustness.ipynb #d08cdef8
+def in_the_middle(
+    copies  # corruptions, '' among them or not
+):
+    "The file as it is, and of each kind of corruption the one in the middle of its strengths."
+    strengths = [[c for c in g if c] for g in kinds(copies).values()]
+    return ['', *(g[len(g) // 2] for g in strengths if g)]
+
 def beside_table(
-    result,       # `{n, models: {name: from `robustness`}}`
-    middle=False  # of each kind only the copy in the middle of its strengths
+    result  # `{n, models: {name: from `robustness`}}`
 ):
     "Accuracy after each corruption with one column a model, as text with 95 % intervals, and below it what becomes of the verdicts on nine versions of each image."
     models, copies = result['models'], [r['copy'] for r in next(iter(result['models'].values()))['rows']]
-    if middle: copies = ['', *(g[len(g) // 2] for k in kinds(copies) if (g := [c for c in kinds(copies)[k] if c]))]
     rows = [[c or 'as it is', *(percent(next(r for r in m['rows'] if r['copy'] == c)['accuracy']) for m in models.values())] for c in copies]
     rows += [['called real and fake in nine versions', *(percent(m['flips']) for m in models.values())], ['"uncertain" among these verdicts', *(f'{100 * m["flips"]["uncertain"]:.1f} %' for m in models.values())]]
     return pd.DataFrame(rows, columns=[f'file ({result["n"]} images)', *models])
@@ -265,14 +270,3 @@ def leave_robustness(
     for name, fig in dict(robustness=plot_robustness(result), drift=plot_drift(result), reliability=plot_calibration(test.label, scores)).items():
         save_figure(fig, out/'figures'/f'{name}.png')
     return result
-
-# %% ../nbs/06_robustness.ipynb #db5afdb4
-def together(
-    results  # from `leave_robustness`
-):
-    "Several results as one, with all their models. Raises `FaceError` when images or corruptions differ, or two models have one name."
-    first, names = results[0], [n for r in results for n in r['models']]
-    copies = lambda r: [[row['copy'] for row in m['rows']] for m in r['models'].values()]
-    if any(r['images'] != first['images'] or copies(first)[0] != c for r in results for c in copies(r)): raise FaceError('robustness was measured on other images or with other corruptions; measure it again on the same')
-    if len(set(names)) < len(names): raise FaceError(f'two models are called by one name ({", ".join(names)}); measure one of them again as NAME=FILE')
-    return first | dict(models={n: m for r in results for n, m in r['models'].items()})

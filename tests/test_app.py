@@ -362,7 +362,7 @@ def test_doubt_is_shown_as_doubt(weights, demo, tmp_path):
     doubtful = next(v for v in vs if v.verdict == 'uncertain')
     upload(app, next(f for f in files if f[0] == doubtful.path))
     assert cards(app) == [card(doubtful)] and captions(app)[0] == 'What the model saw' and 'Evidence that it is' in captions(app)[1]  # doubt is explained too
-    assert 'Below 20 % it would be called real, from 80 % on AI-generated. Between these two' in ' '.join(texts(judge(app).markdown))
+    assert 'Below 20 % no trace would count as found, from 80 % on it would be called AI-generated. Between these two' in ' '.join(texts(judge(app).markdown))
     assert 'uncertain' in ' '.join(texts(app.sidebar.caption))
 
 def test_the_url_sets_the_settings(demo, detector, saved):

@@ -15,6 +15,7 @@ import yaml
 
 import kill_runs
 from conftest import COMMAND, ROOT
+from fakeface.cli import main
 from fakeface.core import digest
 from fakeface.corrupt import VERSIONS
 from fakeface.detector import SHIPPED, Detector
@@ -88,6 +89,25 @@ def test_a_run_says_what_it_found_and_where(runs):
     assert runs.whole.code == 0 and 'Traceback' not in runs.whole.err, runs.whole.err
     assert 'Of 12 test images' in runs.whole.said and 'stand-in' in runs.whole.said and 'report.html' in runs.whole.said and '--resume' in runs.whole.said
     assert 'No number here says how good the model is' in runs.whole.said
+
+def test_ship(runs, drawn, tmp_path, monkeypatch):
+    "Weights, seal, figures and numbers of a finished run; what stands outside of the marks stays."
+    run_dir, shipped, docs = runs.whole.dir, tmp_path/'weights'/'model.safetensors', tmp_path/'docs'
+    card, readme = shipped.with_name('MODEL_CARD.md'), tmp_path/'README.md'
+    docs.mkdir()
+    (shipped.parent/'figures').mkdir(parents=True)
+    marks = lambda names: '\n'.join(f'before\n<!-- {n} -->\nFORMER\n<!-- /{n} -->\nafter' for n in names)
+    card.write_text(marks(['short', 'numbers', 'doubt', 'sources', 'people', 'robustness', 'left-out']))
+    readme.write_text(marks(['numbers']))
+    monkeypatch.setattr('fakeface.detector.SHIPPED', shipped)
+    monkeypatch.setattr('fakeface.cli.repo_path', lambda name: tmp_path/name)
+    assert main(['ship', str(run_dir), '--also', str(drawn/'test')]) == 0
+    assert shipped.read_bytes() == (run_dir/'model.safetensors').read_bytes() and Detector.load().threshold > 0  # its seal holds
+    assert {p.stem for p in docs.iterdir()} == {'sources', 'robustness', 'drift'} < {p.stem for p in (shipped.parent/'figures').iterdir()}
+    said = card.read_text()
+    assert said.count('FORMER') == 1 and 'FORMER' not in readme.read_text()  # nothing is known of families left out
+    assert said.count('before') == said.count('after\n') + 1 == 7 and '| drawn/test | 6 / 6 |' in said and '| drawn/test | 6 / 6 |' in readme.read_text()
+    assert '| jpeg:75 |' in said and '| generator |' in said
 
 def test_all_artefacts_are_there_and_nothing_half_written(runs):
     d = runs.whole.dir
