@@ -43,7 +43,9 @@ def judging(root):
     from fakeface.core import Images
     from fakeface.detector import Detector, judge_into
     from fakeface.model import build_model, metadata
-    with tempfile.TemporaryDirectory() as d: return judge_into(Detector(build_model('random')[0], metadata(size=32), 'cpu'), f'{d}/out.csv', Images(root), whole=True).total()
+    detector = Detector(build_model('random')[0], metadata(size=32), 'cpu')
+    with tempfile.TemporaryDirectory() as d:
+        return sum(1 for _ in judge_into(detector, f'{d}/out.csv', Images(root), whole=True))
 
 PHASES = dict(listing=listing, headers=headers, sampling=sampling, hashing=hashing, judging=judging)
 SAYS = dict(listing='listing all', headers='all headers (`audit --headers`)', sampling='sampling 1,000 of them', hashing='decoding, hashing and comparing all (`audit`, in parallel)', judging='judging into a CSV')
