@@ -2,7 +2,7 @@
 
 Both sides train the same ResNet18 on 128 pixels from the same image files, in batches of the same size, in turns. 'reference' is the plain way: PIL images in an
 ImageFolder, resized, mirrored, rotated, jittered, a DataLoader with two workers, Adam in fp32. The others are this package's own `train_epoch` with the recipes of
-the profiles quick and 140k (full degradation, average of the weights), also with the images resident in memory, in the precision that train.precision=auto picks here and in fp32.
+the profiles quick and 140k (full degradation, average of the weights), in the precision that train.precision=auto picks here and in fp32.
 images/s is wall time, and only as good as the machine is idle; ms is processor time for an image, of all processes, which a neighbour disturbs less. A share of
 peak compares floating-point operations (torch counts them) a second with those of a large matrix product in the same precision, in wall time and in processor time. On a GPU processor
 time is left out. The profile is of single parts, each alone, in processor time (wall time on a GPU).
@@ -21,7 +21,7 @@ from fakeface.core import CLASSES, FaceError, open_image
 from fakeface.data import bits_apart, inspect_image, list_images, shuffled
 from fakeface.model import autocast, build_model, fit_to, pick_device, pick_dtype, to_input
 from fakeface.standin import make_standin
-from fakeface.train import Faces, Resident, augmentation, averaged, loader, make_optimizer, make_schedule, train_epoch
+from fakeface.train import Faces, augmentation, averaged, loader, make_optimizer, make_schedule, train_epoch
 DEGRADE = dict(rescale_p=.5, blur_p=.1, noise_p=.1, jpeg_p=.5)
 
 # -- the reference, as its authors would write it
@@ -48,9 +48,9 @@ class Reference:
 
 # -- ours
 class Ours:
-    def __init__(self, root, files, a, device, dtype, resident=False, ema=0., **degrade):
+    def __init__(self, root, files, a, device, dtype, ema=0., **degrade):
         self.model = build_model('random')[0].to(device, memory_format=torch.channels_last)
-        self.batches = Resident(Faces(root, files, 256), a.batch, 128, True, device) if resident else loader(Faces(root, files, 256, augmentation(128, **degrade)), a.batch, True, a.workers)
+        self.batches = loader(Faces(root, files, 256, augmentation(128, **degrade)), a.batch, True, a.workers)
         self.optimizer = make_optimizer(self.model, fused=device.type == 'cuda')
         self.rest = make_schedule(self.optimizer, 'constant'), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), device, dtype
         self.average = averaged(self.model, ema)
@@ -162,7 +162,7 @@ def main(a):
         sides = {'reference, fp32': (torch.float32, Reference(root, files, a, device))}
         for t in dict.fromkeys([dtype, torch.float32]):
             name = str(t)[6:].replace('float32', 'fp32').replace('bfloat16', 'bf16')
-            sides |= {f'quick, {name}': (t, Ours(root, files, a, device, t)), f'quick, resident, {name}': (t, Ours(root, files, a, device, t, resident=True))}
+            sides[f'quick, {name}'] = (t, Ours(root, files, a, device, t))
             if t == dtype: sides[f'140k, {name}'] = (t, Ours(root, files, a, device, t, ema=.998, **DEGRADE))
         compare(sides, device, len(files), a.rounds)
         print('\ndata:'); data(root, files)

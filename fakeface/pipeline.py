@@ -70,7 +70,7 @@ def check(
 
 # %% ../nbs/12_pipeline.ipynb #9bb5f7c8
 RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, 'gradcam.worst': 1, **{f'{s}.{n}': 1 for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations') for n in ('batch_size', 'bootstrap')},
-          'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.label_smoothing': (0, 1), 'train.jitter': (0, 1),
+          'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.jitter': (0, 1),
           'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
           'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.fpr_kind': (0, .5), 'train.forward_p': (0, 1), 'train.source_power': (0, 1), 'generators.people_each': 1, 'train.band': (0, .5)}  # the least, or the least and the most
 WORDS = {'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
@@ -201,12 +201,11 @@ def prepare(
         raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
-    g, r, t = settings['08_generators'], settings['06_robustness'], settings['03_train']  # now, not after the training
+    g, r = settings['08_generators'], settings['06_robustness']  # now, not after the training
     g['sets'], r['beside'] = os.pathsep.join(map(str, set_paths(g['sets']))), os.pathsep.join(f'{n}={p}' for n, p in checkpoints(r['beside']).items())
     if g['people']:
         people_sample(g['people'], 1)
         g['people'] = str(Path(g['people']).resolve())
-    t['teachers'] = os.pathsep.join(map(str, checkpoints(t['teachers']).values()))
     for r in d['roots']: list_images(r, both=len(d['roots']) == 1)
     d['roots'] = [str(Path(r).resolve()) for r in d['roots']]
     if d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))

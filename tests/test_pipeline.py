@@ -243,16 +243,6 @@ def test_another_band_needs_no_new_training(runs):
     assert (d/'last.ckpt').read_bytes() == (runs.whole.dir/'last.ckpt').read_bytes() and all(torch.equal(old.state_dict()[k], v) for k, v in new.state_dict().items())
     assert now['band'] != was['band'] and now['fpr'] == .2 and now['training'] == was['training'] | dict(band=.3, fpr=.2)
 
-def test_the_checkpoint_names_its_teachers_by_their_digest(runs):
-    "And not by where they lay; with a teacher it is another training."
-    d, teacher = shutil.copytree(runs.whole.dir, runs.home/'taught'), runs.whole.dir/'model.safetensors'
-    config = yaml.safe_load((d/'config.yaml').read_text()); config['settings']['03_train'] |= dict(teachers=str(teacher))
-    (d/'config.yaml').write_text(yaml.safe_dump(config))
-    run(d, print, until='03_train')
-    meta = load_checkpoint(d/'model.safetensors')[1]
-    assert meta['training']['teachers'] == [digest(teacher.read_bytes())] and str(runs.home) not in json.dumps(meta)
-    assert (d/'last.ckpt').read_bytes() != (runs.whole.dir/'last.ckpt').read_bytes()
-
 def test_finished_weights_get_the_whole_report(runs):
     "`evaluate --full`: every section but the training's, by the weights that were named."
     out, weights = runs.home/'examined', runs.whole.dir/'model.safetensors'
