@@ -53,11 +53,10 @@ def cmd_predict(a):
         raise FaceError('--method is of the heatmaps; name a folder for them with --heatmaps')
     if a.heatmaps and Path(a.heatmaps).is_file():
         raise FaceError(f'{a.heatmaps}: is a file; name a folder')
-    from fakeface.detector import SAYS, save_heatmap, tally, to_parquet
-    from fakeface.export import load_detector
+    from fakeface.detector import SAYS, Detector, save_heatmap, tally, to_parquet
     if a.heatmaps:
         Path(a.heatmaps).mkdir(parents=True, exist_ok=True)
-    detector = load_detector(a.weights, own_device(a.device))
+    detector = Detector.load(a.weights, own_device(a.device))
     options = dict(explain=(a.method or 'gradcam') if a.heatmaps else '', whole=a.whole,
                    progress=n > 32 and rank == 0 and sys.stderr.isatty())
     counts, judged, last = Counter(), 0, None
@@ -218,26 +217,10 @@ def cmd_fetch(a):
 
 # %% ../nbs/14_cli.ipynb #0007aac4
 def cmd_export(a):
-    "Write the detector as one ONNX file that runs without torch, in eight bits if asked."
-    if a.int8 and not a.data: raise FaceError('--int8 needs images to calibrate with; name a data set with --data DIR')
-    from fakeface.export import agreement, calibration_paths, export_onnx, load_detector, need_onnx, quantize
-    need_onnx()
-    if a.int8: paths = calibration_paths(a.data)
-    from fakeface.detector import Detector
-    detector = Detector.load(a.weights, 'cpu')
-    if a.int8:
-        with tempfile.TemporaryDirectory() as d:
-            export_onnx(detector, f'{d}/float.onnx')
-            quantize(f'{d}/float.onnx', a.onnx, paths)
-    else: export_onnx(detector, a.onnx)
-    print(f'{show(a.onnx)}: {Path(a.onnx).stat().st_size / 1e6:.1f} MB' + (f', calibrated on {len(paths)} validation images' if a.int8 else ''))
-    if not a.data: return
-    from fakeface.data import fill_splits, list_images
-    from fakeface.evaluate import wilson
-    files = fill_splits(list_images(a.data))
-    r = agreement(detector, load_detector(a.onnx), [Path(a.data)/p for p in files.path[files.split == 'test']])
-    low, high = wilson(r['same'], r['n'])
-    print(f'{r["same"]} of {r["n"]} test images get the same verdict: {r["same"] / r["n"]:.1%} ({low:.1%} to {high:.1%}); p_fake differs by {r["apart"]:.4f} at most; {r["faster"]:.2f} times as fast as torch in float32')
+    "Write the detector as one ONNX file that runs without torch."
+    from fakeface.detector import Detector, export_onnx
+    export_onnx(Detector.load(a.weights, 'cpu'), a.onnx)
+    print(f'{show(a.onnx)}: {Path(a.onnx).stat().st_size / 1e6:.1f} MB')
 
 # %% ../nbs/14_cli.ipynb #ed8f7d52
 def cmd_app(a):
@@ -325,7 +308,7 @@ def add_judging(subs):
     r.add_argument('--out', metavar='DIR', required=True, help='leave scores, numbers, figures and report.html here')
     c = add(subs, cmd_compare, 'example: fakeface compare runs/A runs/B    (or folders left by evaluate --out)')
     c.add_argument('runs', nargs=2, metavar='RUN', help='a run folder')
-    for s in (p, e): s.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors){}; default: the one that ships'.format(', or .onnx from fakeface export' if s is p else ''))
+    for s in (p, e): s.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
     for s in (p, e, r): s.add_argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/14_cli.ipynb #0473cadc
@@ -349,10 +332,8 @@ def add_pipeline(subs):
 # %% ../nbs/14_cli.ipynb #01510976
 def add_others(subs):
     "export, app, ship and try"
-    x = add(subs, cmd_export, "Needs the extra: pip install 'fakeface[onnx]'.\nexample: fakeface export --onnx int8.onnx --int8 --data DIR, then fakeface predict photo.jpg --weights int8.onnx")
+    x = add(subs, cmd_export, "Needs the extra: pip install 'fakeface[onnx]'.")
     x.add_argument('--onnx', metavar='FILE', required=True, help='the file to write')
-    x.add_argument('--int8', action='store_true', help='round weights and values to eight bits: a quarter of the size, and faster')
-    x.add_argument('--data', metavar='DIR', help='data set: its validation images calibrate --int8, its test images tell how well both agree')
     x.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
     d = add(subs, cmd_app)
     d.add_argument('--port', type=int, default=8501, help='default: 8501')

@@ -5,22 +5,19 @@
 # %% auto #0
 __all__ = ['SAYS', 'COLUMNS', 'SHIPPED', 'READERS', 'CAVEAT', 'Verdict', 'safe_cell', 'row', 'folded', 'Detector', 'named',
            'faces_of', 'candidates', 'small', 'judge_batch', 'stream', 'predict', 'explain', 'data_url', 'html_image',
-           'html_row', 'Verdicts', 'band_from', 'decided', 'tally', 'false_positives', 'csv_rows', 'judged_before',
-           'judge_into', 'to_parquet', 'save_heatmap', 'examples', 'checkpoints']
+           'html_row', 'Verdicts', 'band_from', 'decided', 'tally', 'false_positives', 'csv_rows', 'whole_lines',
+           'judged_before', 'judge_into', 'to_parquet', 'save_heatmap', 'examples', 'checkpoints', 'export_onnx']
 
 # %% ../nbs/10_detector.ipynb #b634f462
-import csv, glob, io, os
+import csv, io, os
 from base64 import b64encode
-from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import partial
 from html import escape
 from importlib.util import find_spec
-from itertools import cycle, groupby, islice
+from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -30,7 +27,6 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from . import __version__
 
 from .core import *
 from .faces import face_crops
@@ -190,14 +186,15 @@ def stream(self:Detector,
     explain='',    # one of `METHODS`: keep heatmap and image
     batch_size=16, # faces held at once
     progress=False,# show a progress bar
-    whole=False,   # judge each image as it is, without looking for faces
-    skip=0         # faces at the beginning that are not wanted
+    whole=False    # judge each image as it is, without looking for faces
 ):
     "Verdicts one by one, in the order of the images, holding one batch at a time and the next images to come."
     if explain and explain not in METHODS: raise FaceError(f'heatmap {explain!r} is not one of {", ".join(METHODS)}')
     total = len(images) if hasattr(images, '__len__') and not isinstance(images, (str, bytes)) else None
-    source = islice(candidates(tqdm(named(images), 'judging', total, unit=' images', disable=not progress), self.size, whole), skip, None)
-    while batch := list(islice(source, batch_size)): yield from judge_batch(self, batch, explain)
+    items = tqdm(named(images), 'judging', total, unit=' images', disable=not progress)
+    source = candidates(items, self.size, whole)
+    while batch := list(islice(source, batch_size)):
+        yield from judge_batch(self, batch, explain)
 
 def predict(self:Detector,
     images,        # see `named`
@@ -303,6 +300,13 @@ def csv_rows(
         yield v
 
 # %% ../nbs/10_detector.ipynb #419ff3c0
+def whole_lines(
+    f  # text file
+):
+    "Lines up to one that was cut off."
+    while (line := f.readline()).endswith('\n'):
+        yield line
+
 def judged_before(
     f  # table of verdicts, open for reading and writing
 ):
@@ -310,7 +314,7 @@ def judged_before(
 
     Raises `FaceError` when the file is no such table."""
     names, last, start, end = set(), None, 0, 0
-    for r in csv.reader(iter(f.readline, '')):
+    for r in csv.reader(whole_lines(f)):
         if not end and tuple(r) != COLUMNS:
             raise FaceError(f'{f.name}: holds something else than verdicts; name another file')
         if r[:1] != [last]:
@@ -381,3 +385,26 @@ def checkpoints(
     "`{name: path}` of the weights one may choose from; newest runs first, at most 20."
     found = sorted(Path(runs).glob('*/model.safetensors'), key=lambda p: p.parent.name, reverse=True)[:20]
     return ({Path(given).name: Path(given)} if given else {}) | {'shipped': SHIPPED} | {p.parent.name: p for p in found}
+
+# %% ../nbs/10_detector.ipynb #0df48eba
+def export_onnx(
+    detector, # Detector
+    path      # .onnx
+):
+    """Write a detector as ONNX, atomically: `image`, uint8 (N, 3, size, size), to `p_fake`, float32 (N,).
+
+    Raises `FaceError` without the extra 'onnx'."""
+    if not (find_spec('onnx') and find_spec('onnxscript')):
+        raise FaceError("ONNX needs more packages: pip install 'fakeface[onnx]'")
+    class Judge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = folded(detector.model)
+        def forward(self, image):
+            fake, real = self.net(to_input(image, detector.normalize)).unbind(1)
+            return torch.sigmoid((fake - real) / detector.temperature)
+    few = torch.zeros(2, 3, detector.size, detector.size, dtype=torch.uint8)
+    program = torch.onnx.export(Judge().eval(), (few,), input_names=['image'], output_names=['p_fake'],
+                                dynamic_shapes=[{0: torch.export.Dim('n')}], dynamo=True, verbose=False)
+    with atomic_write(path, 'wb') as f:
+        f.write(program.model_proto.SerializeToString())
