@@ -1,4 +1,4 @@
-"""What does a very large tree of files cost: listing, headers, sampling, hashing, judging?
+"""What does a very large tree of files cost: listing, sampling, hashing, judging?
 
 Makes a data set of N small files (noise, JPEG, each different) in a temporary folder, measures, and deletes it. Each line runs in a process of its own, whose peak memory
 is shown beside that of the same work on a tenth of the files: what grows with the number of files shows there. Judging runs with an untrained network on 32 x 32 pixels,
@@ -25,11 +25,6 @@ def listing(root):
     from fakeface.data import list_images
     return len(list_images(root))
 
-def headers(root):
-    from fakeface.data import audit_headers
-    table, passed = audit_headers(root)
-    return int(table.images.sum())
-
 def sampling(root):
     from fakeface.data import sample
     return len(sample(root, dict(train=600, valid=200, test=200))[0])
@@ -47,8 +42,8 @@ def judging(root):
     with tempfile.TemporaryDirectory() as d:
         return sum(1 for _ in judge_into(detector, f'{d}/out.csv', Images(root), whole=True))
 
-PHASES = dict(listing=listing, headers=headers, sampling=sampling, hashing=hashing, judging=judging)
-SAYS = dict(listing='listing all', headers='all headers (`audit --headers`)', sampling='sampling 1,000 of them', hashing='decoding, hashing and comparing all (`audit`, in parallel)', judging='judging into a CSV')
+PHASES = dict(listing=listing, sampling=sampling, hashing=hashing, judging=judging)
+SAYS = dict(listing='listing all', sampling='sampling 1,000 of them', hashing='decoding, hashing and comparing all (`audit`, in parallel)', judging='judging into a CSV')
 
 def measured(phase, root):
     "What a process of its own says of one phase."

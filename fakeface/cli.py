@@ -137,16 +137,15 @@ def told(
 # %% ../nbs/14_cli.ipynb #ad0d5a44
 def cmd_evaluate(a):
     "Judge a folder whose classes are known and report accuracy, AUC and the rest with intervals."
-    if a.detector and a.weights: raise FaceError('--detector brings weights of its own; leave out --weights')
     from fakeface.corrupt import parse
     from fakeface.detector import Detector
     from fakeface.evaluate import calibration_text, metrics_table
-    from fakeface.report import STANDIN, evaluate_folder, external
+    from fakeface.report import STANDIN, evaluate_folder
     parse(a.corrupt)  # before what is slow
     if a.out and Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.full: return full(a)
     if a.set: raise FaceError('--set is for the steps of --full; leave it out, or add --full')
-    result = evaluate_folder(external(a.detector) if a.detector else Detector.load(a.weights, a.device), a.data, a.split, progress=sys.stderr.isatty(), copy=a.corrupt, out=a.out)
+    result = evaluate_folder(Detector.load(a.weights, a.device), a.data, a.split, progress=sys.stderr.isatty(), copy=a.corrupt, out=a.out)
     print(metrics_table(result).to_string())
     print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} unreadable; threshold {result["threshold"]:.3f}; calibration error {calibration_text(result)}')
     if result['source'] == 'standin': print(STANDIN)
@@ -158,7 +157,7 @@ def full(a):
     from fakeface.detector import SHIPPED
     from fakeface.pipeline import prepare
     if not a.out: raise FaceError('--full leaves a run folder: name a new one with --out DIR')
-    if given := [n for n in ('detector', 'corrupt', 'split') if getattr(a, n)]: raise FaceError(f'--full corrupts and splits by itself, and explains the weights: leave out --{given[0]}')
+    if given := [n for n in ('corrupt', 'split') if getattr(a, n)]: raise FaceError(f'--full corrupts and splits by itself, and explains the weights: leave out --{given[0]}')
     finish(prepare('evaluate', a.data, weights=a.weights or SHIPPED, folder=a.out, sets=[f'{s}.device={a.device}' for s in ('evaluate', 'robustness', 'shortcuts', 'generators')] + a.set))
 
 # %% ../nbs/14_cli.ipynb #fd73159d
@@ -188,23 +187,23 @@ def cmd_compare(a):
 # %% ../nbs/14_cli.ipynb #65cf86cb
 def cmd_audit(a):
     "Look at data sets from outside: format, size, quality by class; files that cannot be used, and why; with several sources also each of them, and what gives it away."
-    from fakeface.data import audit, audit_headers, join_roots, sample
-    if a.headers and len(a.folder) > 1: raise FaceError('--headers looks at one data set at a time')
+    from fakeface.data import audit, join_roots, sample
     with tempfile.TemporaryDirectory() as d:
-        if a.headers: table, passed = audit_headers(a.folder[0])
-        else:
-            root = join_roots(a.folder, d)
-            manifest, passed = sample(root, dict(train=0, valid=0, test=0))
-            table = audit(manifest)
+        root = join_roots(a.folder, d)
+        manifest, passed = sample(root, dict(train=0, valid=0, test=0))
+        table = audit(manifest)
         print(table.to_string())
-        if not a.headers and manifest.source.nunique() > 1: print_sources(root, manifest)
-    for p in passed.itertuples(): print(printable(f'passed over: {p.path}: {p.reason}'))
-    print(f'{table.images.sum()} images {"with a sound header" if a.headers else "usable in balance"}, {len(passed)} passed over')
+        if manifest.source.nunique() > 1:
+            print_sources(root, manifest)
+    for p in passed.itertuples():
+        print(printable(f'passed over: {p.path}: {p.reason}'))
+    print(f'{table.images.sum()} images usable in balance, {len(passed)} passed over')
 
 def print_sources(root, manifest):  # a row each, then the warnings
     from fakeface.generators import audit_sources
     sources = audit_sources(root, manifest)
-    print(f'\nface: its square as a share of the image; told_by: what alone tells the source from the other class\n{sources.to_string()}')
+    print('\nface: its square as a share of the image; told_by: what alone tells the source from the other class')
+    print(sources.to_string())
     for (label, source), by in sources.told_by[sources.told_by != ''].items():
         print(printable(f'warning: {by} tells {source} ({label}) from the other class without a look at a face'))
 
@@ -298,7 +297,6 @@ def add_judging(subs):
     e.add_argument('--out', metavar='DIR', help='also leave predictions, numbers, figures and report.html here')
     e.add_argument('--full', action='store_true', help='also robustness, shortcuts, generators and the worth of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two cores')
     e.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, override a setting: robustness.images=0 and explanations.images=0 examine all images instead of 100 and 16; may be repeated')
-    e.add_argument('--detector', metavar='NAME', help="instead of our weights, another package's function paths -> p_fake (entry point fakeface.detectors)")
     r = add(subs, cmd_robustness, 'example: fakeface robustness --data faces/ --split test --out curves mine=runs/A theirs=other.safetensors\nThe images are judged whole, each many times over: a minute or two for a hundred images and one checkpoint.')
     r.add_argument('models', nargs='*', metavar='MODEL', help='a checkpoint (.safetensors) or a run folder, as NAME=FILE or FILE; default: the one that ships')
     r.add_argument('--data', metavar='DIR', required=True, help='a folder with real/ and fake/, or with splits')
@@ -326,7 +324,6 @@ def add_pipeline(subs):
     r.add_argument('--resume', metavar='RUN', help='finish a run that was cut off')
     u = add(subs, cmd_audit)
     u.add_argument('folder', metavar='DIR', nargs='+', help='data sets in any layout')
-    u.add_argument('--headers', action='store_true', help='read headers only: thousands of files a second, but damage and copies go unseen')
     add(subs, cmd_fetch, "Needs the extra: pip install 'fakeface[fetch]'. About 4 GB; a cut download goes on where it stopped.")
 
 # %% ../nbs/14_cli.ipynb #01510976

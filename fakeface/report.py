@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answer', 'render', 'figure', 'table', 'cluster_parts',
            'error_parts', 'number_parts', 'robustness_parts', 'source_parts', 'study_parts', 'data_parts',
-           'checkpoint_part', 'origin_parts', 'build_report', 'external', 'altered', 'ask', 'judge_folder',
-           'evaluate_folder', 'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown',
-           'pooled', 'ends', 'in_short', 'left_out_table', 'table_markdown', 'robustness_markdown', 'fill']
+           'checkpoint_part', 'origin_parts', 'build_report', 'altered', 'ask', 'judge_folder', 'evaluate_folder',
+           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'pooled', 'ends',
+           'in_short', 'left_out_table', 'table_markdown', 'robustness_markdown', 'fill']
 
 # %% ../nbs/11_report.ipynb #44bb780f
 import base64, tempfile
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -247,14 +246,6 @@ def build_report(
     return run_dir/'report.html'
 
 # %% ../nbs/11_report.ipynb #38611184
-def external(
-    name  # of the entry point
-):
-    "The function `paths -> p_fake` that a package declares under `fakeface.detectors`. Raises `FaceError` for an unknown name."
-    known = {e.name: e for e in entry_points(group='fakeface.detectors')}
-    if name not in known: raise FaceError(f'detector {name!r} is not installed; there are: {", ".join(sorted(known)) or "none"}')
-    return known[name].load()
-
 def altered(
     path,  # file
     name,  # what an error calls it
@@ -266,7 +257,7 @@ def altered(
     except FaceError as e: raise ImageError(name, e) from None
 
 def ask(
-    function,  # from `external`
+    function,  # paths -> p_fake
     paths,     # files
     copy=''    # corruption that each file goes through first
 ):
@@ -282,7 +273,7 @@ def ask(
 
 # %% ../nbs/11_report.ipynb #8c4560cc
 def judge_folder(
-    detector,        # Detector, or a function from `external`
+    detector,        # Detector, or a function: paths -> p_fake
     root,            # data set in any layout; one class is enough
     split=None,      # only this split, if the data set has splits
     copy='',         # corruption that each file goes through first, see `corrupt`
@@ -300,7 +291,7 @@ def judge_folder(
 
 # %% ../nbs/11_report.ipynb #269dcab1
 def evaluate_folder(
-    detector,        # Detector, or a function from `external`
+    detector,        # Detector, or a function: paths -> p_fake
     root,            # data set in any layout; one class is enough
     split=None,      # only this split, if the data set has splits
     bootstrap=2000,  # resamples

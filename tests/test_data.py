@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fakeface.core import CLASSES, FaceError
-from fakeface.data import SPLITS, audit, audit_headers, inspect_header, inspect_image, join_roots, leaks, list_images, load_manifest, sample, save_manifest
+from fakeface.data import SPLITS, audit, inspect_image, join_roots, leaks, list_images, load_manifest, sample, save_manifest
 from fakeface.detector import SHIPPED
 from fakeface.model import load_checkpoint
 from fakeface.standin import make_standin
@@ -191,24 +191,6 @@ def test_copies_of_photographs(photographs, tmp_path):
         for p in originals[:16]: resaved(p, tmp_path/'train'/c/f'copy-{p.name}', scale=.5, quality=60)
     manifest, passed = sample(tmp_path, ALL)
     assert len(passed) == 32 and passed.path.str.contains('/copy-').all() and sizes(manifest)['train', 'real'] == 20
-
-def test_headers_alone(faces):
-    "The same table from headers; a page named .jpg is seen, a file cut short is not."
-    assert audit_headers(faces)[0].equals(audit(sample(faces, ALL)[0]))
-    a, b, c = files(faces, 'train', 'real')[:3]
-    a.write_text('<html>'); b.write_bytes(b.read_bytes()[:-9]); c.write_bytes(b'')
-    table, passed = audit_headers(faces)
-    assert table.images.sum() == 54 and reasons(passed) == {p.relative_to(faces).as_posix(): r for p, r in ((a, 'not'), (c, 'file'))}
-
-def test_headers_tell_what_decoding_tells(tmp_path):
-    "Also of a photograph taken upright, and of a format that keeps its header behind its pixels."
-    noise = Image.effect_noise((900, 400), 90)
-    exif = Image.Exif(); exif[0x0112] = 6
-    noise.save(tmp_path/'a.jpg', exif=exif, quality=80); noise.convert('RGB').save(tmp_path/'b.tif'); noise.save(tmp_path/'c.webp', lossless=True); noise.save(tmp_path/'d.png')
-    for p in sorted(tmp_path.iterdir()):
-        whole = inspect_image(tmp_path, p.name)
-        assert inspect_header(tmp_path, p.name) == {k: whole[k] for k in ('format', 'width', 'height', 'quality', 'bytes')}, p.name
-    assert whole['bytes'] > 2**18
 
 def test_no_more_files_are_read_than_wanted(faces, monkeypatch):
     import fakeface.data as data
