@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'QUICK_SETS', 'RANGES', 'WORDS', 'UNWRITABLE', 'section', 'defaults', 'profiles', 'load_profile', 'check',
-           'within', 'typed', 'resolve', 'step_keys', 'kernel_sockets', 'run_step', 'new_run_dir', 'prepare',
-           'run_settings', 'run_steps', 'run_name', 'writing', 'run']
+           'within', 'typed', 'resolve', 'step_cells', 'modules_below', 'step_keys', 'kernel_sockets', 'run_step',
+           'new_run_dir', 'prepare', 'run_settings', 'run_steps', 'run_name', 'writing', 'run']
 
 # %% ../nbs/12_pipeline.ipynb #abb345b8
 import ast, difflib, errno, os, re, sys, tempfile
@@ -128,14 +128,37 @@ def resolve(
     return out
 
 # %% ../nbs/12_pipeline.ipynb #c50167dd
+def step_cells(
+    step  # name of a notebook
+):
+    """What a run executes of a notebook: its title, imports and settings, and what stands below 'Run'. The package gives the rest."""
+    cells = nbformat.read(repo_path('nbs')/f'{step}.ipynb', 4).cells
+    code = [c for c in cells if c.cell_type == 'code']
+    module = re.search(r'default_exp (\w+)', code[0].source)[1]
+    imports = next(c for c in code if c.source.startswith('#| export'))
+    package = nbformat.v4.new_code_cell(f'from fakeface.{module} import *')
+    settings = next(c for c in code if 'parameters' in c.metadata.get('tags', []))
+    heading = next(i for i, c in enumerate(cells) if c.source.startswith('## Run'))
+    return [cells[0], imports, package, settings, *cells[heading:]]
+
+def modules_below(
+    module  # of this package: 'train'
+):
+    "The modules that one imports, and those that they import, itself among them."
+    text = (repo_path('fakeface')/f'{module}.py').read_text(encoding='utf-8')
+    below = {m for m in re.findall(r'^from \.(\w+) import', text, re.M)}
+    return {module}.union(*map(modules_below, below))
+
 def step_keys(
     settings  # from `resolve`
 ):
-    "Digest of each step: its settings, the code of its notebook, and the digest of the step before it."
+    "Digest of each step: its settings, its cells, the source of the modules below them, and the digest of the step before it."
     keys, before = {}, ''
     for s in STEPS:
-        code = [c.source for c in nbformat.read(repo_path('nbs')/f'{s}.ipynb', 4).cells if c.cell_type == 'code']
-        keys[s] = before = digest([before, settings[s], code])
+        code = [c.source for c in step_cells(s) if c.cell_type == 'code']
+        used = set().union(*map(modules_below, re.findall(r'^from fakeface\.(\w+) import', '\n'.join(code), re.M)))
+        source = [(repo_path('fakeface')/f'{m}.py').read_text(encoding='utf-8') for m in sorted(used)]
+        keys[s] = before = digest([before, settings[s], code, source])
     return keys
 
 # %% ../nbs/12_pipeline.ipynb #3767000c
@@ -150,22 +173,30 @@ def run_step(
     settings,  # of this step
     run_dir    # absolute path of the run
 ):
-    "Execute one notebook into the run folder, as `.ipynb` and `.html`. Raises `FaceError` with the notebook's own line when the user can mend it."
+    """Execute the run of one notebook into the run folder, as `.ipynb`, and as `.html` without the code.
+
+    Raises `FaceError` with the notebook's own line when the user can mend it."""
     nbs, half, done = repo_path('nbs'), run_dir/f'.{step}.ipynb', run_dir/f'{step}.ipynb'
+    whole = nbformat.read(nbs/f'{step}.ipynb', 4)
+    whole.cells = step_cells(step)
+    nbformat.write(whole, half)
     try:
         with kernel_sockets() as sockets:
-            papermill.execute_notebook(str(nbs/f'{step}.ipynb'), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs),
-                                       kernel_name='python3', progress_bar=False, stderr_file=sys.stderr, config=sockets)
+            papermill.execute_notebook(str(half), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs), kernel_name='python3',
+                                       progress_bar=False, stderr_file=sys.stderr, config=sockets)
     except PapermillExecutionError as e:
-        if e.ename in ('FaceError', 'ImageError'): raise FaceError(e.evalue) from None
+        if e.ename in ('FaceError', 'ImageError'):
+            raise FaceError(e.evalue) from None
         raise
     finally:
         with suppress(FileNotFoundError, ValueError):  # none yet, or cut off by a full disk
             text = nbformat.writes(nbformat.read(half, 4))
-            with atomic_write(done) as f: f.write(text)
+            with atomic_write(done) as f:
+                f.write(text)
         half.unlink(missing_ok=True)
-    html, _ = HTMLExporter().from_filename(str(done))
-    with atomic_write(done.with_suffix('.html')) as f: f.write(html)
+    html, _ = HTMLExporter(exclude_input=True).from_filename(str(done))
+    with atomic_write(done.with_suffix('.html')) as f:
+        f.write(html)
 
 # %% ../nbs/12_pipeline.ipynb #001092d0
 def new_run_dir(

@@ -1,12 +1,13 @@
 "The notebooks are the source: the package is what they export, and they are fit to be read, committed and executed."
 
-import ast, json, re, shutil, subprocess, sys
+import ast, builtins, json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
-from fakeface.pipeline import STEPS, defaults, load_profile, profiles, resolve, section
+import fakeface.pipeline
+from fakeface.pipeline import STEPS, defaults, load_profile, profiles, resolve, section, step_cells, step_keys
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 NUMBERED = [p for p in NOTEBOOKS if p.stem[0].isdigit()]
@@ -72,24 +73,52 @@ def test_steps_have_parameters_and_run_sections():
         assert len(defaults(s)) == len(lines)
     assert [p.stem for p in NUMBERED if any('parameters' in c['metadata'].get('tags', []) for c in cells(p))] == list(STEPS)
 
-def assigned(node):
-    "Names that a statement binds in the module, not within functions, classes and comprehensions."
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)): return {getattr(node, 'name', '')}
-    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
-    return own.union(*map(assigned, ast.iter_child_nodes(node)))
+@pytest.fixture
+def elsewhere(copy, monkeypatch):
+    "The repository's copy in the place of the repository."
+    monkeypatch.setattr(fakeface.pipeline, 'repo_path', lambda name: copy/name)
+    return copy
+
+def changed(copy, edit):
+    "The steps whose key another is after an edit."
+    settings = resolve({})
+    before = step_keys(settings)
+    edit(copy)
+    after = step_keys(settings)
+    return [s for s in STEPS if before[s] != after[s]]
+
+def replaced(path, old, new):
+    text = path.read_text(encoding='utf-8')
+    assert old in text
+    path.write_text(text.replace(old, new), encoding='utf-8')
+
+def test_a_step_is_made_of_its_run_and_the_package(elsewhere):
+    "Degradation is learned in the third step; a lesson's assertion makes no step another; what a step runs makes it another, and those after it."
+    degrade = lambda d: replaced(d/'fakeface'/'corrupt.py', 'class Degrade', '# another\nclass Degrade')
+    assert changed(elsewhere, degrade)[0] == '03_train'
+    lesson = lambda d: replaced(d/'nbs'/'03_train.ipynb', 'assert losses[-1] < losses[0] / 10', 'assert losses[-1] < losses[0] / 9')
+    assert changed(elsewhere, lesson) == []
+    run = lambda d: replaced(d/'nbs'/'04_evaluate.ipynb', 'metrics_table(result)"', 'metrics_table(result).head()"')
+    assert changed(elsewhere, run)[0] == '04_evaluate'
+    assert changed(elsewhere, lambda d: replaced(d/'fakeface'/'cli.py', 'def main', '# another\ndef main')) == []
 
 @pytest.mark.parametrize('step', STEPS)
-def test_no_lesson_overwrites_a_setting(step):
-    "The pipeline runs the lesson with the settings of the run already in place: one of their names bound there would replace what the user asked for."
-    path, bound = next(p for p in NUMBERED if p.stem == step), set()
-    for c in cells(path):
-        text = source(c)
-        if 'parameters' not in c['metadata'].get('tags', []) and '#| eval: false' not in text: bound |= assigned(ast.parse(re.sub(r'^[%!].*$', '', text, flags=re.M)))
-    assert not bound & set(defaults(step))
-
-def test_the_guard_sees_every_way_to_bind():
-    text = 'a = 1\nfor b, *c in []: pass\nwith x as d: pass\nif (e := 1): f[0] = 1\ndef g(h): i = 1\n[j for j in []]\nk += 1'
-    assert assigned(ast.parse(text)) - {''} == {*'abcdegk'}
+def test_a_run_executes_little_of_a_notebook(step):
+    "Title, imports, settings and Run, in which no name comes from the lesson."
+    run = step_cells(step)
+    code = [c.source for c in run if c.cell_type == 'code']
+    assert len(code) < len(cells(ROOT/'nbs'/f'{step}.ipynb')) and not any('assert ' in c for c in code)
+    known = dict(vars(builtins))
+    for c in code[:2]:
+        exec(c, known)
+    tree = ast.parse('\n'.join(code))
+    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)} | {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
+    for c in code[3:]:
+        for line in re.findall(r'^(?:from|import) .*', c, re.M):
+            exec(line, known)
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert not used - bound - known.keys()
 
 def test_profiles_resolve():
     assert {'demo', 'reference', '140k', '140k-full'} <= set(profiles())
