@@ -24,7 +24,7 @@ lab: $(READY) hooks  ## JupyterLab on the notebooks
 # Kept outputs come from here: run in order, without progress bars, cleaned of what differs by machine.
 notebooks: $(READY)  ## run all notebooks in place and export the package
 	$(BIN)/nbdev_export
-	TQDM_DISABLE=1 PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb
+	TQDM_DISABLE=1 PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/lib/*.ipynb
 	$(BIN)/nbdev_clean
 
 hooks: $(READY)  ## let git clean and merge notebooks

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartParser
 
 from fakeface.core import MAX_BYTES, SUFFIXES, UNREAD, FaceError, ImageError, open_image, zip_images
 from fakeface.detector import METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from, checkpoints, csv_rows, data_url, decided, examples, false_positives, tally
-from fakeface.evaluate import wilson
+from fakeface.metrics import wilson
 from fakeface.faces import draw_boxes
 from fakeface.report import FIGURES
 

@@ -11,7 +11,8 @@ import cv2, numpy as np, pandas as pd
 from fakeface.core import CLASSES, SPLITS, FaceError, open_image
 from fakeface.data import list_images, shuffled
 from fakeface.detector import Detector
-from fakeface.evaluate import evaluate, number, percent, wilson
+from fakeface.evaluate import evaluate
+from fakeface.metrics import number, percent, wilson
 
 def embed(image, zoom):
     "uint8 (3, H, W) -> the image, resized, in the middle of a blurred mirror image of itself, twice as high and wide."

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fakeface.core import FAKE, REAL, ImageError, open_image
 from fakeface.data import list_images
 from fakeface.detector import SHIPPED
-from fakeface.evaluate import bootstrap_all
+from fakeface.metrics import bootstrap_all
 from fakeface.faces import cut_out, find_faces, side, square
 from fakeface.model import load_checkpoint, pick_dtype, autocast, to_input
 

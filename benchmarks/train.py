@@ -21,7 +21,8 @@ from fakeface.core import CLASSES, FaceError, open_image
 from fakeface.data import bits_apart, inspect_image, list_images, shuffled
 from fakeface.model import autocast, build_model, fit_to, pick_device, pick_dtype, to_input
 from fakeface.standin import make_standin
-from fakeface.train import Faces, augmentation, averaged, loader, make_optimizer, make_schedule, train_epoch
+from fakeface.dataset import Faces
+from fakeface.train import augmentation, averaged, make_optimizer, make_schedule, train_epoch, training_loader
 DEGRADE = dict(rescale_p=.5, blur_p=.1, noise_p=.1, jpeg_p=.5)
 
 # -- the reference, as its authors would write it
@@ -50,7 +51,7 @@ class Reference:
 class Ours:
     def __init__(self, root, files, a, device, dtype, ema=0., **degrade):
         self.model = build_model('random')[0].to(device, memory_format=torch.channels_last)
-        self.batches = loader(Faces(root, files, 256, augmentation(128, **degrade)), a.batch, True, a.workers)
+        self.batches = training_loader(Faces(root, files, 256, augmentation(128, **degrade)), a.batch, a.workers)
         self.optimizer = make_optimizer(self.model, fused=device.type == 'cuda')
         self.rest = make_schedule(self.optimizer, 'constant'), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), device, dtype
         self.average = averaged(self.model, ema)

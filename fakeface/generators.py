@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'CLOSE', 'GENDERS', 'RACES', 'AGES', 'set_paths', 'set_names', 'pick', 'facts', 'describe', 'aucs',
            'framing', 'original_sides', 'told_apart', 'audit_sources', 'judge_set', 'judged_test', 'named_sources',
-           'by_generator', 'share', 'summarise', 'shortcut', 'beaten', 'note', 'generators_table', 'by_caught',
+           'by_generator', 'summarise', 'shortcut', 'beaten', 'note', 'generators_table', 'by_caught',
            'generators_text', 'shortcuts_table', 'plot_shares', 'plot_strips', 'plot_generators', 'source_rows',
            'sources_table', 'plot_bars', 'plot_sources', 'person', 'hashes_of', 'largest_face', 'judge_people',
            'people_sample', 'people_rows', 'people_text', 'people_table']
@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from .core import *
 from .data import bits_apart, data_sets, dhash, inspect_image, jpeg_quality, list_images, load_manifest, shuffled, source_name, span
-from .evaluate import INK, bootstrap_all, number, percent, properties, wilson
+from .dataset import *
+from .evaluate import INK, properties
+from .metrics import *
 from .faces import face_crops, find_faces, side, square
 from .model import *
-from .robustness import judge_copies
 
 # %% ../nbs/08_generators.ipynb #525ba34c
 def set_paths(
@@ -216,15 +217,6 @@ def by_generator(
     "`[(generator, its images and all photographs)]`; of photographs alone `[]`."
     fakes, reals = d[d.label == 'fake'], d[d.label == 'real']
     return [(g, pd.concat([part, reals], ignore_index=True)) for g, part in fakes.groupby('name')]
-
-# %% ../nbs/08_generators.ipynb #ce8e25fb
-def share(
-    k,  # images of which it is true
-    n   # images
-):
-    "`{k, n, value, low, high}` with Wilson's 95 % interval."
-    low, high = wilson(k, n)
-    return dict(k=int(k), n=int(n), value=float(k / n) if n else 0., low=low, high=high)
 
 # %% ../nbs/08_generators.ipynb #a4b9f099
 def summarise(

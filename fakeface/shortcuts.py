@@ -29,10 +29,10 @@ from torchvision.transforms.v2 import functional as TF
 from .core import *
 from .corrupt import jpeg
 from .data import jpeg_quality
-from .evaluate import bootstrap_all, compare, compare_errors, mcnemar, number, percent, wilson
+from .dataset import *
+from .evaluate import compare, compare_errors, mcnemar
+from .metrics import *
 from .model import *
-from .robustness import first_of_each
-from .train import Faces, loader, predict_logits
 
 # %% ../nbs/07_shortcuts.ipynb #150f4b78
 def file_facts(
@@ -81,8 +81,8 @@ def scored(
 ):
     "`{n, accuracy, caught, cleared, auc}`, the last four as `{value, low, high}` with 95 % intervals."
     right = (score >= threshold) == is_fake
-    share = lambda r: dict(value=float(r.mean()), k=int(r.sum()), n=len(r)) | dict(zip(('low', 'high'), wilson(r.sum(), len(r))))
-    return dict(n=len(right), accuracy=share(right), caught=share(right[is_fake]), cleared=share(right[~is_fake]),
+    return dict(n=len(right), accuracy=share(right.sum(), len(right)),
+                caught=share(right[is_fake].sum(), is_fake.sum()), cleared=share(right[~is_fake].sum(), (~is_fake).sum()),
                 auc=bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), is_fake, score, bootstrap, seed)['auc'])
 
 # %% ../nbs/07_shortcuts.ipynb #67179d8f
@@ -109,7 +109,7 @@ def spectra(
     batch_size=8           # images at once: few enough to stay in the cache
 ):
     "`spectrum` of every image: float32 array (N, 3 * (size // 2))."
-    return np.concatenate([spectrum(x).flatten(1).numpy() for x, _ in loader(Faces(root, manifest, size), batch_size, False, workers)])
+    return np.concatenate([spectrum(x).flatten(1).numpy() for x, _ in loader(Faces(root, manifest, size), batch_size, workers)])
 
 # %% ../nbs/07_shortcuts.ipynb #12f9fa5e
 def learn_spectrum(
@@ -198,7 +198,7 @@ def judge_altered(
 ):
     "p_fake of every altered image, or of the mean logits of its patches: float64 array (N,), judged in float32 as the detector does."
     pre = meta['preprocessing']
-    batches = loader(Altered(root, manifest, pre['size'], alter, view), batch_size, False, workers)
+    batches = loader(Altered(root, manifest, pre['size'], alter, view), batch_size, workers)
     logits = predict_logits(model, ((x.flatten(0, -4), y) for x, y in batches), pre['normalize'], device, torch.float32, 'altered images')
     return p_fake(logits.reshape(len(manifest), -1, 2).mean(1), meta['temperature'])
 

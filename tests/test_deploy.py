@@ -73,7 +73,7 @@ def test_the_image_holds_what_the_demo_needs_and_nothing_else(image):
     held = {p.relative_to(image).as_posix() for p in image.rglob('*') if p.is_file()}
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT/'fakeface').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
     assert held == ours | {'app.py', 'settings.ini', 'setup.py', 'LICENSE', '.streamlit/config.toml'} and 'fakeface/weights/model.safetensors' in held
-    for p in ('.git/config', '.venv/bin/python', 'tests/conftest.py', 'nbs/00_core.ipynb', 'runs/x/report.html', 'data/x.png',
+    for p in ('.git/config', '.venv/bin/python', 'tests/conftest.py', 'nbs/lib/01_core.ipynb', 'runs/x/report.html', 'data/x.png',
               '.streamlit/secrets.toml', '.env', 'fakeface/__pycache__/core.pyc'): assert ignored(p), p
 
 def test_the_user_is_not_root():

@@ -15,7 +15,7 @@ from conftest import ROOT
 from fakeface.core import FaceError, load_json, save_json
 from fakeface.data import list_images, sample, save_manifest
 from fakeface.detector import Detector
-from fakeface.evaluate import wilson
+from fakeface.metrics import wilson
 from fakeface.generators import (STATISTICS, aucs, by_generator, facts, generators_table, generators_text, hashes_of, judge_people, judge_set,
                                  judged_test, note, people_rows, people_sample, people_text, person, pick, plot_generators, plot_sources,
                                  set_names, set_paths, share, shortcut, shortcuts_table, source_rows, sources_table, summarise)

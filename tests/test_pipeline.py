@@ -22,7 +22,8 @@ from fakeface.detector import SHIPPED, Detector
 from fakeface.evaluate import evaluate
 from fakeface.model import load_checkpoint
 from fakeface.pipeline import QUICK_SETS, STEPS, prepare, run, run_step
-from fakeface.robustness import flips, judge_copies
+from fakeface.dataset import judge_copies
+from fakeface.robustness import flips
 from fakeface.standin import make_standin
 from fakeface.train import operating_point
 
@@ -198,7 +199,7 @@ def test_the_repository_stays_as_it_was(runs):
 def test_report(runs):
     page = (runs.whole.dir/'report.html').read_text()
     correct = json.loads((runs.whole.dir/'metrics.json').read_text())['metrics']['accuracy']
-    assert '<strong>Quick.</strong>' in page and '11_report' in page and 'number stands to the upper right of the middle of its cluster' in page and 'is shown to be truer' in page and 'equals the logit to within' in page
+    assert '<strong>Quick.</strong>' in page and '10_report' in page and 'number stands to the upper right of the middle of its cluster' in page and 'is shown to be truer' in page and 'equals the logit to within' in page
     assert 'generated stand-in' in page and f'{100 * correct["value"]:.1f} %' in page and 'adamw' in page
     assert page.count('data:image/png;base64,') >= 8 and all(f'<h2>{h}</h2>' in page for h in ('Numbers', 'Robustness', 'Training')) and 'Of 12 images in 9 versions' in page
     assert not re.search(r'<(script|link|iframe)\b|\b(src|href)="(?!data:|#)|url\(|@import', page)  # nothing is fetched
@@ -228,7 +229,7 @@ def test_resuming_a_finished_run_does_nothing(runs):
 def test_a_changed_setting_is_run_again_from_its_step_on(runs):
     "Only what depends on it: here the report."
     d = shutil.copytree(runs.whole.dir, runs.home/'edited')
-    config = yaml.safe_load((d/'config.yaml').read_text()); config['settings']['11_report']['title'] = 'Another title'
+    config = yaml.safe_load((d/'config.yaml').read_text()); config['settings']['10_report']['title'] = 'Another title'
     (d/'config.yaml').write_text(yaml.safe_dump(config))
     run(d, (said := []).append)
     assert sum('skipped' in s for s in said) == len(STEPS) - 1 and '<h1>Another title</h1>' in (d/'report.html').read_text()

@@ -18,9 +18,9 @@ from fakeface.detector import Detector
 from fakeface.experiments import judged, levers, record
 from fakeface.model import build_model, decide, fit_to, load_checkpoint, metadata, save_checkpoint
 from fakeface.pipeline import load_profile, resolve
-from fakeface.robustness import (LOOKS, beside_table, checkpoints, drift_table, effect, first_of_each, flips, flips_text, in_the_middle, judge_copies, kinds, leave_robustness, plot_drift, plot_robustness,
+from fakeface.robustness import (LOOKS, beside_table, checkpoints, drift_table, effect, flips, flips_text, in_the_middle, kinds, leave_robustness, plot_drift, plot_robustness,
                                  robustness, robustness_table, stance)
-from fakeface.train import Faces
+from fakeface.dataset import Faces, first_of_each, judge_copies
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 

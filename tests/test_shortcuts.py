@@ -17,7 +17,7 @@ from fakeface.corrupt import jpeg
 from fakeface.data import sample, save_manifest
 from fakeface.detector import Detector
 from fakeface.model import build_model, fit_to, metadata, p_fake, to_input
-from fakeface.robustness import judge_copies
+from fakeface.dataset import judge_copies
 from fakeface.shortcuts import (READING, condition_rows, drop, enlarge_and_back, facts_table, file_facts, judge_altered, judge_conditions, learn_facts, learn_spectrum,
                                 patches, plot_shortcuts, points, reencode, scored, scores_of, shift, shortcut_table, shuffle_patches, spectra, spectrum, take_part, verdict)
 

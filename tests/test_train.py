@@ -13,7 +13,9 @@ from fakeface.core import CLASSES, FaceError, ImageError
 from fakeface.data import sample
 from fakeface.detector import Detector
 from fakeface.model import build_model, metadata, p_fake, save_checkpoint
-from fakeface.train import BySource, Faces, augmentation, calibrate, degrade_share, fit, loader, make_optimizer, make_schedule, operating_point, predict_logits, source_weights
+from fakeface.dataset import Faces, loader, predict_logits
+from fakeface.train import (BySource, augmentation, calibrate, degrade_share, fit, make_optimizer, make_schedule,
+                            operating_point, source_weights, training_loader)
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -39,7 +41,7 @@ def train(drawn, manifest, tmp_path):
     def run(last=None, epochs=3, cut=None, lr=1e-3, schedule='onecycle', key='a', batch_size=8, workers=0, watch=None, **kw):
         model, _ = build_model('random')
         part = lambda split, augment=None: Faces(drawn, manifest[manifest.split == split], 64, augment)
-        batches = loader(part('train', augmentation(crop=40, rotate=5, jitter=.1, jpeg_p=.3, blur_p=.3)), batch_size, True, workers)
+        batches = training_loader(part('train', augmentation(crop=40, rotate=5, jitter=.1, jpeg_p=.3, blur_p=.3)), batch_size, workers)
         opt = make_optimizer(model, 'adamw', lr)
         if watch: opt.register_step_post_hook(lambda *_: watch(model))
         history = fit(model, CutLoader(batches, cut) if cut else batches, loader(part('valid'), 8), opt, make_schedule(opt, schedule, lr, 4 * 3), epochs=epochs,
@@ -134,7 +136,7 @@ class Changed(CutLoader):
 def test_degradation_sets_in_by_and_by(drawn, manifest, ramp, expected):
     model, _ = build_model('random'); opt = make_optimizer(model)
     part = manifest[manifest.split == 'train']
-    batches = Changed(loader(Faces(drawn, part, 64, augmentation(flip=False, jpeg_p=1.)), 16, True))
+    batches = Changed(training_loader(Faces(drawn, part, 64, augmentation(flip=False, jpeg_p=1.)), 16))
     fit(model, batches, loader(Faces(drawn, part, 64), 32), opt, make_schedule(opt, 'constant'), epochs=3, ramp=ramp)
     assert batches.shares == [pytest.approx(e, abs=0 if e in (0, 1) else .22) for e in expected]
 
@@ -151,7 +153,7 @@ def test_it_learns_which_class_is_which(tmp_path):
     manifest = pd.DataFrame([dict(path=p.relative_to(tmp_path).as_posix(), label=p.parent.name) for p in sorted(tmp_path.rglob('*.png'))])
     model, _ = build_model('random')
     images, opt = Faces(tmp_path, manifest, 40), make_optimizer(model, lr=1e-3)
-    fit(model, loader(images, 8, True), loader(images, 8), opt, make_schedule(opt, 'constant'), epochs=5)
+    fit(model, training_loader(images, 8), loader(images, 8), opt, make_schedule(opt, 'constant'), epochs=5)
     verdicts = Detector(model, metadata(size=40), 'cpu').predict([(p, tmp_path/p) for p in manifest.path], whole=True)
     assert [v.verdict for v in verdicts] == manifest.label.tolist() and min(v.p_fake for v in verdicts[:16]) > .5 > max(v.p_fake for v in verdicts[16:])
 
@@ -174,11 +176,11 @@ def test_a_damaged_last_is_told(train, tmp_path, what):
 def test_a_file_that_went_bad_since_sampling_is_named_in_one_line(faces, manifest, workers):
     bad = faces/manifest.path[3]
     bad.write_bytes(bad.read_bytes()[:500])
-    with pytest.raises(ImageError, match=f'^{manifest.path[3]}: damaged') as e: list(loader(Faces(faces, manifest.head(8), 64), 8, workers=workers))
+    with pytest.raises(ImageError, match=f'^{manifest.path[3]}: damaged') as e: list(loader(Faces(faces, manifest.head(8), 64), 8, workers))
     assert '\n' not in str(e.value)
 
 def test_order_and_augmentation_follow_from_the_seed(drawn, manifest):
-    batches = loader(Faces(drawn, manifest, 64, augmentation(crop=48, rotate=10, jitter=.2, jpeg_p=.5, blur_p=.5, rescale_p=.5)), 8, True)
+    batches = training_loader(Faces(drawn, manifest, 64, augmentation(crop=48, rotate=10, jitter=.2, jpeg_p=.5, blur_p=.5, rescale_p=.5)), 8)
     def draw(seed): torch.manual_seed(seed); return [x for x, _ in islice(batches, 2)]
     assert all(a.equal(b) for a, b in zip(draw(1), draw(1))) and not draw(1)[0].equal(draw(2)[0])
 
@@ -254,7 +256,7 @@ def test_a_training_by_source_goes_on_to_the_same_weights(drawn, manifest, tmp_p
     m.loc[m.label == 'fake', 'source'] = ['large'] * 15 + ['small']
     def run(last, epochs, workers=0):
         model, _ = build_model('random')
-        batches = loader(Faces(drawn, m, 64, augmentation(crop=32, forward_p=.5)), 8, True, workers, power=.5)
+        batches = training_loader(Faces(drawn, m, 64, augmentation(crop=32, forward_p=.5)), 8, workers, power=.5)
         opt = make_optimizer(model)
         fit(model, batches, loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8), opt, make_schedule(opt, steps=12), epochs=epochs, last=last, key='a')
         return model.state_dict()
