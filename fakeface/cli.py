@@ -80,6 +80,7 @@ def cmd_predict(a):
         print('uncertain: p_fake from {:.3f} to {:.3f}, where the model errs too often to say; '
               'real below, fake above'.format(*detector.band), file=sys.stderr)
 
+# %% ../nbs/lib/09_cli.ipynb #fed5c3b2
 def own_device(name):  # each process of torchrun has its own accelerator
     local = os.environ.get('LOCAL_RANK')
     if name != 'auto' or local is None:

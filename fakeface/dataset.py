@@ -44,6 +44,7 @@ class Faces(Dataset):
         self.paths, self.targets = manifest.path.tolist(), [CLASSES.index(c) for c in manifest.label]
         self.sources = manifest.get('source', pd.Series('', manifest.index)).tolist()
     def __len__(self): return len(self.paths)
+    def path_of(self, draw): return self.paths[draw[0] if isinstance(draw, tuple) else draw]
     def __getitem__(self, i):
         draw, i = i, i[0] if isinstance(i, tuple) else i
         x = fit_to(corrupt(open_image(self.root/self.paths[i], self.paths[i]), self.copy), self.size)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEAST_OF_KIND', 'MACHINE', 'AFTER', 'augmentation', 'degrade_share', 'from_first', 'source_weights', 'BySource',
            'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_epoch', 'load_last',
-           'save_last', 'scores', 'no_better', 'restore', 'averaged', 'fit', 'calibrate', 'cut', 'operating_point',
-           'train_run', 'join', 'run_by_torchrun', 'main', 'launch']
+           'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch', 'validate', 'end_epoch', 'fit',
+           'calibrate', 'cut', 'operating_point', 'train_run', 'join', 'run_by_torchrun', 'main', 'launch']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import io, json, logging, os, signal, sys, threading, time, uuid
@@ -175,13 +175,11 @@ def train_epoch(
     desc='',    # of the progress bar
     average=None # AveragedModel, updated after every step
 ):
-    "One pass over the training images: `(mean loss, accuracy)`. Raises `FaceError` when the loss is not finite."
+    "One pass over the training images: `{train_loss, train_accuracy}`. Raises `FaceError` when the loss is not finite."
     model.train()
     n, losses, hits, sizes = world()[1], [], [], []
-    every, paths, drawn = 1 if device.type == 'cpu' else 50, batches.dataset.paths, batches.batch_sampler
-    def first(i):
-        k = drawn.batches[i][0]
-        return paths[k[0] if isinstance(k, tuple) else k]
+    every, drawn = 1 if device.type == 'cpu' else 50, batches.batch_sampler
+    first = lambda i: batches.dataset.path_of(drawn.batches[i][0])
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with autocast(device, dtype):
@@ -193,10 +191,9 @@ def train_epoch(
         if (i + 1) % every == 0:
             recent = check_losses(losses, desc, first, max(0, i - 49))
             bar.set_postfix(loss=f'{np.mean(recent):.3f}', refresh=False)
-        if n > 1:
-            loss = loss * (len(targets) * n / len(drawn.batches[i]))
+        share = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss * share).backward()
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
@@ -207,7 +204,7 @@ def train_epoch(
     if n > 1:
         dist.all_reduce(sums)
     loss, right, seen = sums.tolist()
-    return loss / seen, right / seen
+    return dict(train_loss=loss / seen, train_accuracy=right / seen)
 
 # %% ../nbs/03_train.ipynb #a0fe61b9
 def load_last(
@@ -268,6 +265,33 @@ def averaged(
     "A copy of the model whose weights and buffers follow it as a moving average, or None; averages of late steps generalise better (Izmailov et al. 2018, arXiv 1803.05407)."
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
+# %% ../nbs/03_train.ipynb #8ffeab95
+def begin_epoch(faces, seed, epoch, ramp):
+    "Set all that is random in an epoch, and how much of the degradation happens."
+    torch.manual_seed(part_seed(seed, epoch))
+    faces.seed = part_seed(seed, epoch)
+    if ramp:
+        degrade_share(faces.augment, min(1, epoch / ramp))
+
+def validate(model, valid, normalize, device, dtype):
+    "`scores` of the validation images, which the first process judges. Raises `FaceError` when the weights are no numbers."
+    row = None
+    if not world()[0]:
+        logits = predict_logits(model, valid, normalize, device, dtype, 'validation')
+        row = scores(logits, valid.dataset.targets) if np.isfinite(logits).all() else None
+    row = from_first(row)
+    if row is None:
+        raise FaceError('weights are no longer finite; lower train.lr')
+    return row
+
+def end_epoch(history, epochs, last, parts, more):
+    "Keep what the next epoch needs, and tell of this one."
+    if last:
+        save_last(last, {n: p.state_dict() for n, p in parts.items()} | dict(history=history, **more))
+    row = history[-1]
+    told = ' | '.join(f'{k} {v:.4g}' for k, v in row.items() if k != 'epoch')
+    print(f'epoch {row["epoch"]}/{epochs} | {told}', flush=True)
+
 # %% ../nbs/03_train.ipynb #b564fb13
 def fit(
     model,            # starting weights; holds the best ones afterwards
@@ -288,34 +312,23 @@ def fit(
     (rank, n), net = world(), model.to(device, memory_format=torch.channels_last)
     if n > 1:
         net = DistributedDataParallel(model)
-    scaler, average = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), averaged(model, ema)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    average = averaged(model, ema)
     judged = average.module if ema else model
     parts = dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler) | (dict(average=average) if ema else {})
     history, best = restore(last, key, parts)
     for epoch in range(len(history), epochs):
         if patience and no_better(history) >= patience:
             break
-        torch.manual_seed(part_seed(seed, epoch))
-        train.dataset.seed = part_seed(seed, epoch)
-        if ramp:
-            degrade_share(train.dataset.augment, min(1, epoch / ramp))
+        begin_epoch(train.dataset, seed, epoch, ramp)
         row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
-        row['train_loss'], row['train_accuracy'] = train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype,
-                                                               f'epoch {epoch + 1}/{epochs}', average)
-        if not rank:
-            logits = predict_logits(judged, valid, normalize, device, dtype, 'validation')
-            row |= scores(logits, valid.dataset.targets) if np.isfinite(logits).all() else dict(valid_loss=np.nan)
-        row = from_first(row)
-        if not np.isfinite(row['valid_loss']):
-            raise FaceError(f'weights are no longer finite after epoch {epoch + 1}; lower train.lr')
-        row['seconds'] = round(time.perf_counter() - start, 1)
-        history.append(row)
+        row |= train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype, f'epoch {epoch + 1}/{epochs}', average)
+        row |= validate(judged, valid, normalize, device, dtype)
+        history.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
         if keep == 'last' or no_better(history) == 0:
             best = {k: v.clone() for k, v in judged.state_dict().items()}
-        if last and not rank:
-            save_last(last, {n: p.state_dict() for n, p in parts.items()} | dict(history=history, best=best, key=key))
         if not rank:
-            print(' | '.join(f'{k} {v:.4g}' if k != 'epoch' else f'epoch {v}/{epochs}' for k, v in row.items()), flush=True)
+            end_epoch(history, epochs, last, parts, dict(best=best, key=key))
     model.load_state_dict(best)
     return pd.DataFrame(history)
 
@@ -416,6 +429,7 @@ def join(
     dist.init_process_group('nccl' if device.type == 'cuda' else 'gloo')
     return device
 
+# %% ../nbs/03_train.ipynb #1c620356
 def run_by_torchrun(
     run_dir,   # a run
     text=None  # settings as JSON; None: those of the run
@@ -449,6 +463,7 @@ def main():
 
 if __name__ == '__main__' and globals().get('__spec__'): main()  # not in a notebook
 
+# %% ../nbs/03_train.ipynb #42aeccd1
 def launch(
     run_dir, settings, # JSON-ready
     processes          # on this machine
