@@ -171,7 +171,7 @@ def cmd_robustness(a):
     from fakeface.pipeline import defaults
     from fakeface.report import robustness_folder
     from fakeface.robustness import beside_table, checkpoints
-    copies = (defaults('06_robustness')['copies'][0] if a.copies is None else a.copies).split()
+    copies = defaults('06_robustness')['copies'][0] if a.copies is None else a.copies.split()
     for c in copies: parse(c)
     if Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.images < 0: raise FaceError(f'--images {a.images}: must not be negative')

@@ -35,16 +35,15 @@ from .model import *
 
 # %% ../nbs/08_generators.ipynb #525ba34c
 def set_paths(
-    text  # folders separated by spaces, or by the separator of PATH
+    names  # folders
 ):
-    "The data sets named, each once, as absolute `Path`s. Raises `FaceError` for one that is not there or is not a data set, before anything is judged."
-    names = [text] if os.path.isdir(text) else text.split(os.pathsep) if os.pathsep in text else text.split()
-    paths = list(dict.fromkeys(Path(os.path.abspath(os.path.expanduser(n.strip()))) for n in names if n.strip()))
+    "The data sets named, each once, as absolute `Path`s. Raises `FaceError` for one that is no data set, before anything is judged."
+    paths = list(dict.fromkeys(Path(os.path.abspath(os.path.expanduser(n))) for n in names))
     try:
-        for p in paths: list_images(p, both=False)
+        for p in paths:
+            list_images(p, both=False)
     except FaceError as e:
-        hint = f'; put {os.pathsep!r} between folders if a name holds a space' if len(names) > 1 and os.pathsep not in text else ''
-        raise FaceError(f'sets: {e}{hint}') from None
+        raise FaceError(f'sets: {e}') from None
     return paths
 
 # %% ../nbs/08_generators.ipynb #d95b2c65

@@ -82,7 +82,9 @@ def within(
 ):
     "`value`, if the step can work with it; numbers that nothing is said of must not be negative. Raises `FaceError`."
     if name in WORDS and value not in WORDS[name]: raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
-    if name.endswith('.copies'): [parse(c) for c in (value.split() if isinstance(value, str) else value)]
+    if name.endswith('.copies'):
+        for c in value:
+            parse(c)
     least = RANGES.get(name, 0)
     low, high = least if isinstance(least, tuple) else (least, float('inf'))
     if isinstance(value, (int, float)) and not low <= value <= high:
@@ -95,8 +97,10 @@ def typed(
     value,    # given
     default   # whose type it must have
 ):
-    "`value` as the type of `default`; whole numbers pass as floats. Raises `FaceError` for another type."
+    "`value` as the type of `default`; whole numbers pass as floats, and one text as a list of it. Raises `FaceError` for another type."
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool): return float(value)
+    if isinstance(default, list) and isinstance(value, str):
+        return [value]
     if isinstance(default, float) and isinstance(value, str):  # YAML reads 1e-3 as text
         try: return float(value)
         except ValueError: pass
@@ -234,7 +238,8 @@ def prepare(
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
     g, r = settings['08_generators'], settings['06_robustness']  # now, not after the training
-    g['sets'], r['beside'] = os.pathsep.join(map(str, set_paths(g['sets']))), os.pathsep.join(f'{n}={p}' for n, p in checkpoints(r['beside']).items())
+    g['sets'] = [str(p) for p in set_paths(g['sets'])]
+    r['beside'] = [f'{n}={p}' for n, p in checkpoints(r['beside']).items()]
     if g['people']:
         people_sample(g['people'], 1)
         g['people'] = str(Path(g['people']).resolve())

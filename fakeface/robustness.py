@@ -183,11 +183,11 @@ def plot_drift(
 OWN = 'this model'  # of the run itself
 
 def checkpoints(
-    given  # 'NAME=FILE' or FILE each: .safetensors, or a run folder; or all of them in one text with the separator of PATH between them
+    given  # 'NAME=FILE' or FILE each: .safetensors, or a run folder
 ):
     "`{name: absolute path}`. Raises `FaceError` for a file that is no checkpoint and for a name that is taken or cannot be shown."
     found = {}
-    for text in filter(None, given.split(os.pathsep) if isinstance(given, str) else given):
+    for text in given:
         name, path = text.split('=', 1) if '=' in text and not os.path.exists(text) else ('', text)
         path = Path(os.path.abspath(os.path.expanduser(path)))
         if os.path.isdir(path): path = path/'model.safetensors'

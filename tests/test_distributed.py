@@ -116,7 +116,7 @@ def test_what_the_user_can_mend_is_told_in_one_line(make):
 def test_the_step_of_the_pipeline(make):
     "The notebook launches the processes, then calibrates what they left."
     d = make('step')
-    run_step('03_train', SETTINGS | dict(epochs=1, copies=''), d)
+    run_step('03_train', SETTINGS | dict(epochs=1, copies=[]), d)
     meta, history = load_checkpoint(d/'model.safetensors')[1], pd.read_csv(d/'history.csv')
     assert history.train_loss.tolist() == [h['train_loss'] for h in left(d)['history']] and meta['metrics']['n_valid'] == 11
     assert 'resuming after epoch 1' in (d/'03_train.ipynb').read_text()  # trained there, not in the notebook

@@ -112,20 +112,18 @@ def test_the_best_caught_come_first_and_no_row_is_a_mean():
 
 # --- sets ---
 
-def test_sets_are_named_with_spaces_between_or_in_them(folder, other):
-    assert set_paths('') == set_paths('  ') == [] and set_paths(str(folder)) == [folder]
-    assert set_paths(f'{folder}{os.pathsep} {other}{os.pathsep}') == [folder, other] and set_paths(f' {other}  {other}/../train ') == [other]
-    shutil.rmtree(folder/'real'); assert set_paths(str(folder)) == [folder]  # one class is enough
-    here = os.path.relpath(other, ROOT)
-    before = os.getcwd(); os.chdir(ROOT)
-    try: assert set_paths(here) == [other]
-    finally: os.chdir(before)
+def test_sets_are_named_once(folder, other, monkeypatch):
+    assert set_paths([]) == [] and set_paths([str(folder), f'{other}', f'{other}/../train']) == [folder, other]
+    shutil.rmtree(folder/'real')
+    assert set_paths([str(folder)]) == [folder]  # one class is enough
+    monkeypatch.chdir(ROOT)
+    assert set_paths([os.path.relpath(other)]) == [other]
 
-@pytest.mark.parametrize('text', ['{other} {other}x', '{other}x', '{folder} {other}', '{other}{sep}{folder}x', '{other}/real', 'a\nb', 'x\0', '~nobody', '/' + 'x' * 300])
-def test_a_misspelt_set_is_told_in_one_line(text, folder, other):
-    with pytest.raises(FaceError, match='^sets: ') as e: set_paths(text.format(folder=folder, other=other, sep=os.pathsep))
+@pytest.mark.parametrize('name', ['{other}x', '{other}/real', 'a\nb', 'x\0', '~nobody', '/' + 'x' * 300])
+def test_a_misspelt_set_is_told_in_one_line(name, other):
+    with pytest.raises(FaceError, match='^sets: ') as e:
+        set_paths([str(other), name.format(other=other)])
     assert '\n' not in str(e.value)
-    if '{folder} {other}' in text: assert f"put '{os.pathsep}' between folders" in str(e.value)
 
 def test_every_set_has_a_name_of_its_own(folder, other, drawn):
     assert set_names([folder, other]) == ['my faces', 'train'] and set_names([drawn]) == ['standin']
@@ -259,7 +257,7 @@ def execute(run_dir, **settings):
 def test_the_step_leaves_numbers_scores_and_a_picture(run_dir, folder, other, tmp_path):
     "A set in a folder with a space, with a broken file; another of one class; more images than are asked for."
     only = tmp_path/'only'; shutil.copytree(other/'fake', only/'fake'); (folder/'real'/'00000.jpg').write_bytes(b'\xff\xd8\xff')
-    result, scores = execute(run_dir, sets=f'{folder}{os.pathsep}{only}', images=5)
+    result, scores = execute(run_dir, sets=[str(folder), str(only)], images=5)
     rows = {r['name']: r for r in result['rows']}
     assert {n: (r['caught']['n'], r['accused']['n'], r['auc'] is None) for n, r in rows.items() if n != 'my faces'} == {'standin (test)': (6, 6, False), 'only': (5, 0, True)}
     mine = rows['my faces']

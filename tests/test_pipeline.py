@@ -28,7 +28,7 @@ from fakeface.standin import make_standin
 from fakeface.train import operating_point
 
 SETS = ('train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 '
-        'evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=scale:0.5 jpeg:75']
+        'evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=[scale:0.5, jpeg:75]']
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -265,7 +265,7 @@ def test_several_data_sets_train_one_model_from_the_shipped_weights(drawn, tmp_p
         for i, p in enumerate(sorted((named/s/'fake').iterdir())):
             to = named/s/'fake'/('gan', 'diffusion')[i % 2]; to.mkdir(exist_ok=True); p.rename(to/p.name)
     own = make_standin(tmp_path/'own', n_train=16, n_valid=8, n_test=8, size=64, seed=5); (own/'standin.json').unlink()
-    sets = [*QUICK_SETS, *SETS, 'train.copies=', 'train.batch_size=8', 'train.epochs=1', 'data.leave_out=[diffusion]']
+    sets = [*QUICK_SETS, *SETS, 'train.copies=[]', 'train.batch_size=8', 'train.epochs=1', 'data.leave_out=[diffusion]']
     d = prepare('faces', [named, own], tmp_path/'runs', sets)
     run(d, (said := []).append, until='03_train')
     assert len(said) == 3
