@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'EXAMPLES', 'cmd_run', 'finish', 'show', 'cmd_predict', 'own_device', 'is_device', 'table_path', 'told',
            'cmd_evaluate', 'full', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch',
-           'cmd_export', 'cmd_app', 'cmd_ship', 'cmd_try', 'add', 'add_judging', 'add_pipeline', 'add_others', 'parser',
-           'main']
+           'cmd_export', 'cmd_app', 'cmd_ship', 'add', 'add_judging', 'add_pipeline', 'add_others', 'parser', 'main']
 
 # %% ../nbs/lib/09_cli.ipynb #da066bc5
 import argparse, os, socket, subprocess, sys, tempfile, time
@@ -254,7 +253,7 @@ def cmd_ship(a):
     detector = Detector.load()
     judged = {f'{ours["source"]}, {ours["split"]}': ours} | {name(d): evaluate_folder(detector, d) for d in a.also}
     table = lambda rows: table_markdown(pd.DataFrame(rows).astype(str)) if len(rows) else ''
-    left_out = repo_path('nbs')/'left_out.csv'
+    left_out = repo_path('nbs')/'lib'/'left_out.csv'
     told = dict(short=in_short(found), numbers=results_markdown(judged), doubt=doubt_markdown(judged),
                 sources='\n\n'.join(table(found['sources'][c]) for c in CLASSES),
                 people=f'{found["people_text"]}\n\n{table(people_table(found["people"]))}',
@@ -263,14 +262,6 @@ def cmd_ship(a):
     for mark, text in told.items(): fill(card, mark, text)
     fill(repo_path('README.md'), 'numbers', told['numbers'])
     print(told['numbers'])
-
-# %% ../nbs/lib/09_cli.ipynb #ceae8fed
-def cmd_try(a):
-    "Pull levers one by one: train a short run for each, judge the validation images, and add a row to nbs/experiments.csv."
-    from fakeface.experiments import attempt, check, levers
-    if not a.data: raise FaceError('experiments need photographs: name a data set with --data DIR')
-    for name in a.names: check(name, levers()[1], 'experiment')  # all of them, before the first costs an hour
-    for name in a.names: print(attempt(name, a.data, a.out, a.set, a.extra))
 
 # %% ../nbs/lib/09_cli.ipynb #4d404552
 def add(
@@ -330,7 +321,7 @@ def add_pipeline(subs):
 
 # %% ../nbs/lib/09_cli.ipynb #01510976
 def add_others(subs):
-    "export, app, ship and try"
+    "export, app and ship"
     x = add(subs, cmd_export, "Needs the extra: pip install 'fakeface[onnx]'.")
     x.add_argument('--onnx', metavar='FILE', required=True, help='the file to write')
     x.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
@@ -340,12 +331,6 @@ def add_others(subs):
     s = add(subs, cmd_ship, 'For maintainers.')
     s.add_argument('run', metavar='RUN', help='a finished run')
     s.add_argument('--also', nargs='*', default=[], metavar='DIR', help='folders to evaluate for the model card')
-    t = add(subs, cmd_try, 'For maintainers. example: fakeface try robust no-ramp --data DIR')
-    t.add_argument('names', nargs='+', metavar='NAME', help='experiments of nbs/experiments.yaml')
-    t.add_argument('--data', metavar='DIR', action='append', help='data set; may be repeated')
-    t.add_argument('--extra', metavar='DIR', help='second data set, half of which the experiment joined trains on; the other half is left in OUT/data-joined/rest')
-    t.add_argument('--out', default='runs', metavar='DIR', help='where their runs are kept; default: runs')
-    t.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='a setting for all of them; may be repeated')
 
 # %% ../nbs/lib/09_cli.ipynb #64f5ff18
 EXAMPLES = '''examples:

@@ -421,7 +421,7 @@ def in_short(
 
 # %% ../nbs/10_report.ipynb #bb41ae39
 def left_out_table(
-    rows  # left_out.csv, see `judge_generators`
+    rows  # left_out.csv: a row a training and generator
 ):
     """A row a generator: what is caught of its test images by a training that left its family out, beside one of the
     same length that did not. Text with Wilson's 95 % intervals."""

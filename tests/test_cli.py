@@ -14,7 +14,7 @@ from fakeface.detector import COLUMNS, SAYS, Detector, tally
 from fakeface.model import load_checkpoint, save_checkpoint
 from fakeface.report import evaluate_folder
 
-COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'export', 'app', 'ship', 'try')
+COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'export', 'app', 'ship')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
                 number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
@@ -66,9 +66,6 @@ MORE = [  # made in this process, to save time
                                    'train.copies=jpg:50', 'train.copies=[jpeg:75, scale:9]', 'train.copies=jpeg', 'train.copies=jpeg:75+', 'train.copies=50', 'train.ema=1',
                                    'train.fpr=0.6', 'train.band=-0.1', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.copies=[jpeg:75, crop:0.5]', 'robustness.beside=none.safetensors', 'robustness.beside=x={d}/pickle.safetensors', 'robustness.beside=this model={d}/good.safetensors', 'robustness.device=gpu',
                                    'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0', 'gradcam.worst=0', 'train.quick=1')),
-    ['try', 'robust'], *(['try', n, '--data', '{d}/faces'] for n in ('robst', 'common', '')), ['try', 'robust', '--data', '{d}/none'],
-    ['try', 'joined', '--data', '{d}/faces'], ['try', 'joined', '--data', '{d}/faces', '--extra', '{d}/none'],
-    ['try', 'robust', '--data', '{d}/faces', '--set', 'train.epoch=3'],
     *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'], ['run', '--resume', '{d}/empty', '--quick'],
 ]
 

@@ -15,9 +15,7 @@ from fakeface.core import CLASSES, FaceError, ImageError, open_image
 from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, crop, gamma, jpeg, noise, parse, scale, screenshot, webp
 from fakeface.data import sample
 from fakeface.detector import Detector
-from fakeface.experiments import judged, levers, record
 from fakeface.model import build_model, decide, fit_to, load_checkpoint, metadata, save_checkpoint
-from fakeface.pipeline import load_profile, resolve
 from fakeface.robustness import (LOOKS, beside_table, checkpoints, drift_table, effect, flips, flips_text, in_the_middle, kinds, leave_robustness, plot_drift, plot_robustness,
                                  robustness, robustness_table, stance)
 from fakeface.dataset import Faces, first_of_each, judge_copies
@@ -275,27 +273,3 @@ def test_flips_are_what_the_verdicts_say(seed):
     assert [[('real', 'uncertain', 'fake')[v + 1] for v in row] for row in stance(s.to_numpy(), (low, high))] == said
     result = flips(s, (low, high))
     assert result['k'] == sum({'fake', 'real'} <= set(row) for row in said) and result['uncertain'] == pytest.approx(sum(row.count('uncertain') for row in said) / 200)
-
-# --- experiments ---
-
-def test_every_lever_can_be_pulled():
-    common, known = levers()
-    assert 'robust' in known and not known['robust']['set'] and {v.get('data') for v in known.values()} == {None, 'alike', 'simulated', 'joined'}
-    contents = {p: {k: v for k, v in load_profile(p).items() if k != 'needs_data'} for p in common}
-    profile = lambda lever: lever.get('profile', '140k')
-    given = lambda lever: ({} if lever.get('full') else common[profile(lever)]) | lever['set']
-    settings = {n: resolve(contents[profile(lever)], [f'{k}={v}' for k, v in given(lever).items()]) for n, lever in known.items() if 'set' in lever}
-    assert all(lever['why'] for lever in known.values())
-    for n in settings:  # each moves something
-        assert settings[n] not in [resolve(contents[profile(known[n])]), *(settings[m] for m in settings if m != n)], n
-    for n in (n for n in known if n.startswith('without-')): assert settings[n]['01_data']['leave_out'] and known[n]['test'], n
-    assert [n for n, lever in known.items() if lever.get('full') and not lever.keys() & {'set', 'data'}] == ['recipe', 'taught']  # which differ by what is given with --set
-
-def test_judged_copies():
-    assert judged(LABELS, TOY) == {'as it is': 1, 'jpeg:30': round(roc_auc_score([1] * 4 + [0] * 4, TOY['jpeg:30']), 4), 'accuracy': 1}
-
-def test_a_repeated_experiment_replaces_its_row(tmp_path, monkeypatch):
-    monkeypatch.setattr('fakeface.experiments.repo_path', lambda name: tmp_path)
-    for name, seed, auc in (('robust', 42, .1), ('gentle', 42, .2), ('robust', 43, .3), ('robust', 42, .4)): record(dict(name=name, seed=seed, epochs=10, auc=auc))
-    table = pd.read_csv(tmp_path/'experiments.csv')
-    assert sorted(zip(table['name'], table.seed, table.auc)) == [('gentle', 42, .2), ('robust', 42, .4), ('robust', 43, .3)]
