@@ -59,6 +59,6 @@ def test_they_judge_as_the_card_says(photographs):
     said = card_rows()['140k-subset/test']
     assert said['fake / real'] == f'{result["n_fake"]} / {result["n_real"]}' == '200 / 200'
     accuracy = result['metrics']['accuracy']['value']
-    assert accuracy >= .85
+    assert accuracy >= .88
     assert float(re.match(r'([\d.]+) %', said['accuracy'])[1]) == pytest.approx(100 * accuracy, abs=100 / result['n'] + .05)
     assert float(re.match(r'[\d.]+', said['AUC'])[0]) == pytest.approx(result['metrics']['auc']['value'], abs=2e-3)
