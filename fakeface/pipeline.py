@@ -82,6 +82,10 @@ def within(
     "`value`, if the step can work with it; numbers that nothing is said of must not be negative. Raises `FaceError`."
     if name in WORDS and value not in WORDS[name]: raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
     if name.endswith('.copies'): [parse(c) for c in (value.split() if isinstance(value, str) else value)]
+    if name == 'train.start_shares':
+        try: bad = not all(0 <= float(v) <= 1 for v in value.split())
+        except ValueError: bad = True
+        if bad: raise FaceError(f'{name}={value}: must be numbers from 0 to 1 with spaces between them')
     least = RANGES.get(name, 0)
     low, high = least if isinstance(least, tuple) else (least, float('inf'))
     if isinstance(value, (int, float)) and not low <= value <= high:
