@@ -244,21 +244,21 @@ def cmd_ship(a):
     from fakeface.robustness import OWN
     run, card = Path(a.run), SHIPPED.parent/'MODEL_CARD.md'
     ours, found, copies = (load_json(run/f'{n}.json') for n in ('metrics', 'generators', 'robustness'))
-    with atomic_write(SHIPPED, 'wb') as f: f.write((run/'model.safetensors').read_bytes())
-    write_seal(SHIPPED)
-    for name in FIGURES:
-        for folder in (SHIPPED.parent/'figures', *([repo_path('docs')] if name in ('sources', 'robustness', 'drift') else [])):
-            with atomic_write(folder/f'{name}.png', 'wb') as f: f.write((run/'figures'/f'{name}.png').read_bytes())
     name = lambda d: '/'.join(Path(d).resolve().parts[-2 if Path(d).name in SPLITS else -1:])
-    detector = Detector.load()
+    detector = Detector.load(run/'model.safetensors')
     judged = {f'{ours["source"]}, {ours["split"]}': ours} | {name(d): evaluate_folder(detector, d) for d in a.also}
-    table = lambda rows: table_markdown(pd.DataFrame(rows).astype(str)) if len(rows) else ''
+    table = lambda rows: table_markdown(pd.DataFrame(rows).fillna('').astype(str)) if len(rows) else ''
     left_out = repo_path('nbs')/'lib'/'left_out.csv'
     told = dict(short=in_short(found), numbers=results_markdown(judged), doubt=doubt_markdown(judged),
                 sources='\n\n'.join(table(found['sources'][c]) for c in CLASSES),
                 people=f'{found["people_text"]}\n\n{table(people_table(found["people"]))}',
                 robustness=robustness_markdown(copies['n'], copies['models'][OWN]))
     if left_out.is_file(): told['left-out'] = table(left_out_table(pd.read_csv(left_out)))
+    with atomic_write(SHIPPED, 'wb') as f: f.write((run/'model.safetensors').read_bytes())
+    write_seal(SHIPPED)
+    for name in FIGURES:
+        for folder in (SHIPPED.parent/'figures', *([repo_path('docs')] if name in ('sources', 'robustness', 'drift') else [])):
+            with atomic_write(folder/f'{name}.png', 'wb') as f: f.write((run/'figures'/f'{name}.png').read_bytes())
     for mark, text in told.items(): fill(card, mark, text)
     fill(repo_path('README.md'), 'numbers', told['numbers'])
     print(told['numbers'])

@@ -85,6 +85,10 @@ def within(
     if name.endswith('.copies'):
         for c in value:
             parse(c)
+    if name == 'train.start_shares':
+        for s in value:
+            if not isinstance(s, (int, float)) or not 0 <= s <= 1:
+                raise FaceError(f'{name}={value}: must be numbers from 0 to 1')
     least = RANGES.get(name, 0)
     low, high = least if isinstance(least, tuple) else (least, float('inf'))
     if isinstance(value, (int, float)) and not low <= value <= high:
@@ -97,9 +101,9 @@ def typed(
     value,    # given
     default   # whose type it must have
 ):
-    "`value` as the type of `default`; whole numbers pass as floats, and one text as a list of it. Raises `FaceError` for another type."
+    "`value` as the type of `default`; whole numbers pass as floats, and one text or number as a list of it. Raises `FaceError` for another type."
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool): return float(value)
-    if isinstance(default, list) and isinstance(value, str):
+    if isinstance(default, list) and isinstance(value, (str, int, float)):
         return [value]
     if isinstance(default, float) and isinstance(value, str):  # YAML reads 1e-3 as text
         try: return float(value)

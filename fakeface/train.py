@@ -6,7 +6,8 @@
 __all__ = ['LEAST_OF_KIND', 'MACHINE', 'AFTER', 'augmentation', 'degrade_share', 'from_first', 'source_weights', 'BySource',
            'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_epoch', 'load_last',
            'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch', 'validate', 'end_epoch', 'fit',
-           'calibrate', 'cut', 'operating_point', 'train_run', 'join', 'run_by_torchrun', 'main', 'launch']
+           'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'train_run', 'join', 'run_by_torchrun', 'main',
+           'launch']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import io, json, logging, os, signal, sys, threading, time, uuid
@@ -375,9 +376,36 @@ def operating_point(
     low, high = 1 - cut(1 - p_all[is_fake_all], band), cut(p_all[~is_fake_all], band)
     return threshold, (min(threshold, low), max(threshold, high))
 
+# %% ../nbs/03_train.ipynb #65c0c775
+def mix(
+    trained, start, # state dicts of one architecture
+    share           # of `start`, 0 to 1
+):
+    "The weighted mean of two state dicts; what is no decimal number comes from `trained`."
+    return {k: torch.lerp(v, start[k].to(v), share) if v.is_floating_point() else v.clone() for k, v in trained.items()}
+
+# %% ../nbs/03_train.ipynb #c90fe7ea
+def keep_mix(
+    model, start,  # trained, and the starting weights; `model` holds what is kept afterwards
+    shares,        # of the starting weights, 0 to 1 each
+    judge,         # model -> p_fake of the validation images, (N,)
+    is_fake, kinds,      # truth and source of these, (N,) each
+    fpr=.01, fpr_kind=0. # see the settings
+):
+    "Keep the mean that catches most fakes at its threshold, of equals the first: DataFrame of all, a row a share."
+    trained, rows = {k: v.clone() for k, v in model.state_dict().items()}, []
+    for share in shares:
+        model.load_state_dict(mix(trained, start.state_dict(), share))
+        p = judge(model)
+        threshold, _ = operating_point(p, is_fake, p, is_fake, fpr, 0, kinds, fpr_kind)
+        rows.append(dict(share=share, auc=roc_auc_score(is_fake, p), caught=(p[is_fake] >= threshold).mean()))
+    table = pd.DataFrame(rows)
+    model.load_state_dict(mix(trained, start.state_dict(), table.share[table.caught.argmax()]))
+    return table
+
 # %% ../nbs/03_train.ipynb #408dcaa0
 MACHINE = ('precision', 'device', 'workers', 'processes')  # settings that say how, not what
-AFTER = ('copies', 'fpr', 'fpr_kind', 'band')  # settings of the calibration: whoever changes them need not train again
+AFTER = ('copies', 'fpr', 'fpr_kind', 'band', 'start_shares')  # settings of the calibration: whoever changes them need not train again
 
 # %% ../nbs/03_train.ipynb #a5da9b4c
 def train_run(

@@ -64,7 +64,7 @@ MORE = [  # made in this process, to save time
     *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8',
                                    'train.device=gpu', 'train.lr=-1', 'train.crop=-1',
                                    'train.copies=jpg:50', 'train.copies=[jpeg:75, scale:9]', 'train.copies=jpeg', 'train.copies=jpeg:75+', 'train.copies=50', 'train.ema=1',
-                                   'train.fpr=0.6', 'train.band=-0.1', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.copies=[jpeg:75, crop:0.5]', 'robustness.beside=none.safetensors', 'robustness.beside=x={d}/pickle.safetensors', 'robustness.beside=this model={d}/good.safetensors', 'robustness.device=gpu',
+                                   'train.fpr=0.6', 'train.band=-0.1', 'train.start_shares=[0, 2]', 'train.start_shares=half', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.copies=[jpeg:75, crop:0.5]', 'robustness.beside=none.safetensors', 'robustness.beside=x={d}/pickle.safetensors', 'robustness.beside=this model={d}/good.safetensors', 'robustness.device=gpu',
                                    'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0', 'gradcam.worst=0', 'train.quick=1')),
     *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'], ['run', '--resume', '{d}/empty', '--quick'],
 ]

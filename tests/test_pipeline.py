@@ -28,7 +28,7 @@ from fakeface.standin import make_standin
 from fakeface.train import operating_point
 
 SETS = ('train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 '
-        'evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=[scale:0.5, jpeg:75]']
+        'evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=[scale:0.5, jpeg:75]', 'train.start_shares=[0, 0.5]']
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -159,6 +159,14 @@ def test_the_operating_point_comes_from_the_validation_images_and_their_copies(r
     assert (meta['threshold'], *meta['band']) == pytest.approx((threshold, *doubt), abs=2e-3)
     m = json.loads((d/'metrics.json').read_text())
     assert m['threshold'] == meta['threshold'] and m['metrics']['answered'] == evaluate(pd.read_csv(d/'predictions.csv'), meta['threshold'], 5, band=meta['band'])['metrics']['answered']
+
+def test_the_weights_are_the_mean_that_catches_most_fakes_of_valid(runs):
+    d = runs.whole.dir
+    (model, meta), (start, _) = (load_checkpoint(d/f'{n}.safetensors') for n in ('model', 'init'))
+    means, trained = meta['metrics']['means'], torch.load(d/'last.ckpt', weights_only=True)['best']
+    share = max(means, key=lambda r: r['caught'])['share']  # of equals the first
+    assert [r['share'] for r in means] == [0, .5]
+    assert torch.allclose(model.conv1.weight, torch.lerp(trained['conv1.weight'], start.conv1.weight, share))
 
 def test_heatmaps_are_exact_and_clusters_hold_every_image(runs):
     exact, clusters = (json.loads((runs.whole.dir/f'{n}.json').read_text()) for n in ('gradcam', 'clusters'))

@@ -72,7 +72,7 @@ def test_facts_find_how_files_were_written_and_nothing_in_the_image(other_qualit
 def test_facts_between_two_bounds_are_found(tmp_path):
     "Fakes are of quality 60 or 99, reals of 85: no straight line parts them."
     for i in range(160): write(texture(i), tmp_path/('train', 'test')[i // 80]/CLASSES[i % 2]/f'{i}.jpg', 85 if i % 2 else (60, 99)[i // 2 % 2])
-    m = pd.DataFrame([dict(path=p.relative_to(tmp_path).as_posix(), label=p.parent.name, split=p.parent.parent.name) for p in sorted(tmp_path.rglob('*.jpg'))])
+    m = pd.DataFrame([dict(path=p.relative_to(tmp_path).as_posix(), label=p.parent.name, split=p.parent.parent.name, source='test') for p in sorted(tmp_path.rglob('*.jpg'))])
     assert from_facts(tmp_path, m)['auc']['value'] == 1
 
 def test_facts_are_those_of_the_header(tmp_path):
