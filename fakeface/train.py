@@ -113,7 +113,8 @@ class Shared(Sampler):
         items, (rank, n) = list(self.order), world()
         cuts = [*range(0, len(self) * self.batch_size, self.batch_size), len(items)]
         self.batches = [items[i:j] for i, j in zip(cuts, cuts[1:])]
-        return (b[rank::n or 1] for b in self.batches)
+        for b in self.batches:  # a generator: the order is drawn with the first batch, however many workers load
+            yield b[rank::n or 1]
 
 def training_loader(
     faces,      # `Faces`
