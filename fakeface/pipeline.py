@@ -84,7 +84,7 @@ def within(
     if name in WORDS and value not in WORDS[name]: raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
     if name.endswith('.copies'):
         for c in value:
-            parse(c)
+            parse(str(c))
     if name == 'train.start_shares':
         for s in value:
             if not isinstance(s, (int, float)) or not 0 <= s <= 1:

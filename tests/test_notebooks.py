@@ -67,11 +67,10 @@ def test_steps_have_parameters_and_run_sections():
         path = ROOT/'nbs'/f'{s}.ipynb'
         tagged = [c for c in cells(path) if 'parameters' in c['metadata'].get('tags', [])]
         assert len(tagged) == 1 and any(source(c).startswith('## Run') for c in cells(path, 'markdown'))
-        lines = source(tagged[0]).splitlines()
-        first = [line for line in lines if not line.startswith((' ', ']'))]
-        assert all(re.fullmatch(r'\w+ = .+ # .+', line) for line in first), lines  # every setting has a comment
+        settings = re.sub(r'\n(?=[ \]])', ' ', source(tagged[0])).splitlines()  # a list may run over several lines
+        assert all(re.fullmatch(r'\w+ = .+ # .+', line) for line in settings), settings  # every setting has a comment
         assert 'run_dir' in defaults(s) and defaults(s)['quick'][0] is False and re.search(r'^if quick: |, quick\)$', '\n'.join(map(source, cells(path))), re.M)
-        assert len(defaults(s)) == len(first)
+        assert len(defaults(s)) == len(settings)
     assert [p.stem for p in NUMBERED if any('parameters' in c['metadata'].get('tags', []) for c in cells(p))] == list(STEPS)
 
 @pytest.fixture
