@@ -10,11 +10,22 @@ config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
 setup(
-    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], author=cfg['author'],
-    author_email=cfg['author_email'], license='MIT', keywords=cfg['keywords'],
-    long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-    packages=['fakeface'], package_data={'fakeface': ['weights/*', 'weights/figures/*']}, python_requires='>=' + cfg['min_python'],
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    license='MIT',
+    keywords=cfg['keywords'],
+    long_description=(here / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    packages=['fakeface'],
+    package_data={'fakeface': ['weights/*', 'weights/figures/*']},
+    python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'fetch': cfg['fetch_requirements'].split(), 'onnx': cfg['onnx_requirements'].split()},
+    extras_require={
+        'dev': cfg['dev_requirements'].split(), 'fetch': cfg['fetch_requirements'].split(),
+        'onnx': cfg['onnx_requirements'].split()
+    },
     entry_points={'console_scripts': [cfg['console_scripts']]},
 )

@@ -20,9 +20,13 @@ from .core import *
 def cmd_run(a):
     "Run the pipeline on a profile, or finish a run that was cut off."
     from fakeface.pipeline import QUICK_SETS, prepare, run_settings
-    if a.resume and (a.data or a.set or a.profile or a.quick): raise FaceError('--resume goes on with the settings of the run; leave out --profile, --data, --quick and --set')
+    if a.resume and (a.data or a.set or a.profile or a.quick):
+        raise FaceError('--resume goes on with the settings of the run; leave out --profile, '
+                        '--data, --quick and --set')
     if a.resume: run_settings(a.resume)
-    finish(Path(a.resume) if a.resume else prepare(a.profile or 'demo', a.data, a.out, [*(QUICK_SETS if a.quick else ()), *a.set]))
+    finish(
+        Path(a.resume) if a.resume else prepare(
+            a.profile or 'demo', a.data, a.out, [*(QUICK_SETS if a.quick else ()), *a.set]))
 
 def finish(run_dir):  # execute what is not complete yet, and say what came of it
     from fakeface.pipeline import run
@@ -69,7 +73,8 @@ def cmd_predict(a):
         if a.heatmaps and not v.error:
             save_heatmap(v, a.heatmaps)
     if judged < n:
-        print(f'{n - judged} images stood in {show(table)} already; delete it to judge them again', file=sys.stderr)
+        print(f'{n - judged} images stood in {show(table)} already; delete it to judge them again',
+              file=sys.stderr)
     if Path(a.csv or '').suffix == '.parquet':
         to_parquet(table, table.with_suffix(''))
     if counts[''] == n:
@@ -96,7 +101,8 @@ def table_path(
     name,        # as the user gave it; None: no table
     rank, world  # of this process, as torchrun says
 ):
-    "Where the rows of this process go: each of several has a file of its own, and Parquet is CSV before it is whole."
+    """Where the rows of this process go: each of several has a file of its own, and Parquet is CSV
+    before it is whole."""
     if world > 1 and not name:
         raise FaceError('each of several processes writes a table; name them with --csv')
     if not name or is_device(name):
@@ -110,7 +116,8 @@ def table_path(
         path = path.with_stem(f'{path.stem}-{rank + 1}of{world}')
     if path.suffix == '.parquet':
         if not find_spec('pyarrow'):
-            raise FaceError(f'{name}: Parquet needs pyarrow: pip install pyarrow, or name a .csv file')
+            raise FaceError(f'{name}: Parquet needs pyarrow: pip install pyarrow, or name a .csv '
+                            'file')
         path = path.with_suffix('.parquet.csv')
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -146,9 +153,12 @@ def cmd_evaluate(a):
     if a.out and Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.full: return full(a)
     if a.set: raise FaceError('--set is for the steps of --full; leave it out, or add --full')
-    result = evaluate_folder(Detector.load(a.weights, a.device), a.data, a.split, progress=sys.stderr.isatty(), copy=a.corrupt, out=a.out)
+    result = evaluate_folder(Detector.load(a.weights, a.device), a.data, a.split,
+                             progress=sys.stderr.isatty(), copy=a.corrupt, out=a.out)
     print(metrics_table(result).to_string())
-    print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} unreadable; threshold {result["threshold"]:.3f}; calibration error {calibration_text(result)}')
+    print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} '
+          f'unreadable; threshold {result["threshold"]:.3f}; calibration error '
+          f'{calibration_text(result)}')
     if result['source'] == 'standin': print(STANDIN)
     if a.out: print(f'report: {show(Path(a.out)/"report.html")}')
 
@@ -158,12 +168,20 @@ def full(a):
     from fakeface.detector import SHIPPED
     from fakeface.pipeline import prepare
     if not a.out: raise FaceError('--full leaves a run folder: name a new one with --out DIR')
-    if given := [n for n in ('corrupt', 'split') if getattr(a, n)]: raise FaceError(f'--full corrupts and splits by itself, and explains the weights: leave out --{given[0]}')
-    finish(prepare('evaluate', a.data, weights=a.weights or SHIPPED, folder=a.out, sets=[f'{s}.device={a.device}' for s in ('evaluate', 'robustness', 'shortcuts', 'generators')] + a.set))
+    if given := [n for n in ('corrupt', 'split') if getattr(a, n)]:
+        raise FaceError('--full corrupts and splits by itself, and explains the weights: leave out '
+                        f'--{given[0]}')
+    finish(
+        prepare(
+            'evaluate', a.data, weights=a.weights or SHIPPED, folder=a.out, sets=[
+                f'{s}.device={a.device}'
+                for s in ('evaluate', 'robustness', 'shortcuts', 'generators')
+            ] + a.set))
 
 # %% ../nbs/lib/09_cli.ipynb #fd73159d
 def cmd_robustness(a):
-    "Judge a folder again and again, as it is and corrupted, by one or several checkpoints: accuracy, doubt, drift and flips as curves."
+    """Judge a folder again and again, as it is and corrupted, by one or several checkpoints:
+    accuracy, doubt, drift and flips as curves."""
     from fakeface.corrupt import parse
     from fakeface.detector import SHIPPED
     from fakeface.model import pick_device
@@ -174,20 +192,24 @@ def cmd_robustness(a):
     for c in copies: parse(c)
     if Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.images < 0: raise FaceError(f'--images {a.images}: must not be negative')
-    result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, copies, a.out, a.split, a.images, device=pick_device(a.device))
+    result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, copies,
+                               a.out, a.split, a.images, device=pick_device(a.device))
     print(beside_table(result).to_string(index=False))
-    print(f'{result["n"]} images, {result["unreadable"]} unreadable\nreport: {show(Path(a.out)/"report.html")}')
+    print(f'{result["n"]} images, {result["unreadable"]} unreadable\nreport: '
+          f'{show(Path(a.out)/"report.html")}')
 
 # %% ../nbs/lib/09_cli.ipynb #1fb57e93
 def cmd_compare(a):
     "Put two runs side by side on the images that both judged, with paired tests."
     from fakeface.report import compare_runs
     table, text = compare_runs(*a.runs)
-    print(table.to_string()); print(text)
+    print(table.to_string())
+    print(text)
 
 # %% ../nbs/lib/09_cli.ipynb #65cf86cb
 def cmd_audit(a):
-    "Look at data sets from outside: format, size, quality by class; files that cannot be used, and why; with several sources also each of them, and what gives it away."
+    """Look at data sets from outside: format, size, quality by class; files that cannot be used,
+    and why; with several sources also each of them, and what gives it away."""
     from fakeface.data import audit, join_roots, sample
     with tempfile.TemporaryDirectory() as d:
         root = join_roots(a.folder, d)
@@ -203,10 +225,12 @@ def cmd_audit(a):
 def print_sources(root, manifest):  # a row each, then the warnings
     from fakeface.generators import audit_sources
     sources = audit_sources(root, manifest)
-    print('\nface: its square as a share of the image; told_by: what alone tells the source from the other class')
+    print('\nface: its square as a share of the image; told_by: what alone tells the source from '
+          'the other class')
     print(sources.to_string())
     for (label, source), by in sources.told_by[sources.told_by != ''].items():
-        print(printable(f'warning: {by} tells {source} ({label}) from the other class without a look at a face'))
+        print(printable(f'warning: {by} tells {source} ({label}) from the other class without a '
+                        'look at a face'))
 
 # %% ../nbs/lib/09_cli.ipynb #219ea6e8
 def cmd_fetch(a):
@@ -225,31 +249,45 @@ def cmd_export(a):
 # %% ../nbs/lib/09_cli.ipynb #ed8f7d52
 def cmd_app(a):
     "Open the demo in a browser."
-    if not 0 < a.port < 65536: raise FaceError(f'--port {a.port}: a port is a number from 1 to 65535')
+    if not 0 < a.port < 65536:
+        raise FaceError(f'--port {a.port}: a port is a number from 1 to 65535')
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((a.host, a.port))
-        except OSError as e: raise FaceError(f'{a.host}, port {a.port}: {e.strerror.lower()}; try --port {a.port + 1}') from None
-    return subprocess.call([sys.executable, '-m', 'streamlit', 'run', str(repo_path('app.py')), '--server.port', str(a.port), '--server.address', a.host])
+        except OSError as e:
+            raise FaceError(f'{a.host}, port {a.port}: {e.strerror.lower()}; try --port '
+                            f'{a.port + 1}') from None
+    return subprocess.call([
+        sys.executable, '-m', 'streamlit', 'run',
+        str(repo_path('app.py')), '--server.port',
+        str(a.port), '--server.address', a.host
+    ])
 
 # %% ../nbs/lib/09_cli.ipynb #7e28c980
 def cmd_ship(a):
-    "Make the model of a run the shipped one, and write its measured numbers into the model card and README."
+    """Make the model of a run the shipped one, and write its measured numbers into the model card
+    and README."""
     import pandas as pd
     from fakeface.detector import SHIPPED, Detector
     from fakeface.generators import people_table
     from fakeface.model import write_seal
-    from fakeface.report import (FIGURES, doubt_markdown, evaluate_folder, fill, in_short, left_out_table, results_markdown,
-                                 robustness_markdown, table_markdown)
+    from fakeface.report import (FIGURES, doubt_markdown, evaluate_folder, fill, in_short,
+                                 left_out_table, results_markdown, robustness_markdown,
+                                 table_markdown)
     from fakeface.robustness import OWN
     run, card = Path(a.run), SHIPPED.parent/'MODEL_CARD.md'
-    ours, found, copies = (load_json(run/f'{n}.json') for n in ('metrics', 'generators', 'robustness'))
+    ours, found, copies = (load_json(run/f'{n}.json')
+                           for n in ('metrics', 'generators', 'robustness'))
     name = lambda d: '/'.join(Path(d).resolve().parts[-2 if Path(d).name in SPLITS else -1:])
     detector = Detector.load(run/'model.safetensors')
-    judged = {f'{ours["source"]}, {ours["split"]}': ours} | {name(d): evaluate_folder(detector, d) for d in a.also}
-    table = lambda rows: table_markdown(pd.DataFrame(rows).fillna('').astype(str)) if len(rows) else ''
+    judged = ({f'{ours["source"]}, {ours["split"]}': ours}
+              | {name(d): evaluate_folder(detector, d)
+                 for d in a.also})
+    table = lambda rows: (table_markdown(pd.DataFrame(rows).fillna('').astype(str))
+                          if len(rows) else '')
     left_out = repo_path('nbs')/'lib'/'left_out.csv'
-    told = dict(short=in_short(found), numbers=results_markdown(judged), doubt=doubt_markdown(judged),
+    told = dict(short=in_short(found), numbers=results_markdown(judged),
+                doubt=doubt_markdown(judged),
                 sources='\n\n'.join(table(found['sources'][c]) for c in CLASSES),
                 people=f'{found["people_text"]}\n\n{table(people_table(found["people"]))}',
                 robustness=robustness_markdown(copies['n'], copies['models'][OWN]))
@@ -257,8 +295,11 @@ def cmd_ship(a):
     with atomic_write(SHIPPED, 'wb') as f: f.write((run/'model.safetensors').read_bytes())
     write_seal(SHIPPED)
     for name in FIGURES:
-        for folder in (SHIPPED.parent/'figures', *([repo_path('docs')] if name in ('sources', 'robustness', 'drift') else [])):
-            with atomic_write(folder/f'{name}.png', 'wb') as f: f.write((run/'figures'/f'{name}.png').read_bytes())
+        for folder in (SHIPPED.parent/'figures',
+                       *([repo_path('docs')] if name in ('sources', 'robustness',
+                                                         'drift') else [])):
+            with atomic_write(folder/f'{name}.png', 'wb') as f:
+                f.write((run/'figures'/f'{name}.png').read_bytes())
     for mark, text in told.items(): fill(card, mark, text)
     fill(repo_path('README.md'), 'numbers', told['numbers'])
     print(told['numbers'])
@@ -270,67 +311,134 @@ def add(
     epilog=''  # shown below its options
 ):
     "A subparser for the command `cmd_NAME`; its help is the docstring."
-    s = subs.add_parser(f.__name__[4:], help=f.__doc__, description=f.__doc__, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    s = subs.add_parser(f.__name__[4:], help=f.__doc__, description=f.__doc__, epilog=epilog,
+                        formatter_class=argparse.RawDescriptionHelpFormatter)
     s.set_defaults(f=f)
     return s
 
 # %% ../nbs/lib/09_cli.ipynb #bf7ecb0b
 def add_judging(subs):
     "predict, evaluate, robustness and compare"
-    p = add(subs, cmd_predict, 'Prints verdict (fake, real or uncertain), p_fake and path of each face. p_fake is the probability that it is generated.\nFaces are found, aligned and cut out; an image that is a face crop already is judged as it is.\nOf what cannot be judged the reason is told; the exit code is 2 when nothing could be.\nSeveral processes share a folder, each with a table of its own:\ntorchrun --nproc-per-node 2 --no-python fakeface predict DIR --csv F')
+    p = add(
+        subs, cmd_predict, 'Prints verdict (fake, real or uncertain), p_fake and path of each '
+        'face. p_fake is the probability that it is generated.\nFaces are '
+        'found, aligned and cut out; an image that is a face crop already is '
+        'judged as it is.\nOf what cannot be judged the reason is told; the '
+        'exit code is 2 when nothing could be.\nSeveral processes share a '
+        'folder, each with a table of its own:\ntorchrun --nproc-per-node 2 '
+        '--no-python fakeface predict DIR --csv F')
     p.add_argument('paths', nargs='+', metavar='PATH', help='image files or folders')
-    p.add_argument('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this table instead; .parquet is written as Parquet. The same command again skips the images that it holds')
-    p.add_argument('--whole', action='store_true', help='judge each image as it is, without looking for faces')
-    p.add_argument('--heatmaps', metavar='DIR', help='write an overlay for each face: where the evidence lies')
-    p.add_argument('--method', choices=('gradcam', 'hirescam', 'layercam'), help='of the heatmaps; default: gradcam')
-    e = add(subs, cmd_evaluate, 'example: fakeface evaluate --data faces/ --split test --corrupt scale:0.5+jpeg:75 --out runs/mine\nThe images are judged whole: a data set holds face crops.')
-    e.add_argument('--data', metavar='DIR', required=True, help='a folder with real/ and fake/ (one of them is enough), or with splits')
+    p.add_argument('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this '
+                                                 'table instead; .parquet is written as Parquet. '
+                                                 'The same command again skips the images that it '
+                                                 'holds')
+    p.add_argument('--whole', action='store_true',
+                   help='judge each image as it is, without looking '
+                   'for faces')
+    p.add_argument('--heatmaps', metavar='DIR', help='write an overlay for each face: where the '
+                                                     'evidence lies')
+    p.add_argument('--method', choices=('gradcam', 'hirescam', 'layercam'), help='of the heatmaps; '
+                                                                                 'default: gradcam')
+    e = add(subs, cmd_evaluate, 'example: fakeface evaluate --data faces/ --split test --corrupt '
+                                'scale:0.5+jpeg:75 --out runs/mine\nThe images are judged whole: a '
+                                'data set holds face crops.')
+    e.add_argument('--data', metavar='DIR', required=True,
+                   help='a folder with real/ and fake/ (one '
+                   'of them is enough), or with splits')
     e.add_argument('--split', choices=('train', 'valid', 'test'), help='only this split')
-    e.add_argument('--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +')
-    e.add_argument('--out', metavar='DIR', help='also leave predictions, numbers, figures and report.html here')
-    e.add_argument('--full', action='store_true', help='also robustness, shortcuts, generators and the worth of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two cores')
-    e.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, override a setting: robustness.images=0 and explanations.images=0 examine all images instead of 100 and 16; may be repeated')
-    r = add(subs, cmd_robustness, 'example: fakeface robustness --data faces/ --split test --out curves mine=runs/A theirs=other.safetensors\nThe images are judged whole, each many times over: a minute or two for a hundred images and one checkpoint.')
-    r.add_argument('models', nargs='*', metavar='MODEL', help='a checkpoint (.safetensors) or a run folder, as NAME=FILE or FILE; default: the one that ships')
-    r.add_argument('--data', metavar='DIR', required=True, help='a folder with real/ and fake/, or with splits')
+    e.add_argument('--corrupt', metavar='HOW', default='', help='what each image goes through '
+                                                                'first: jpeg:50, webp:75, '
+                                                                'scale:0.5, crop:0.1, blur:1, '
+                                                                'noise:0.02, gamma:1.4, '
+                                                                'screenshot:1.25, joined by +')
+    e.add_argument('--out', metavar='DIR', help='also leave predictions, numbers, figures and '
+                                                'report.html here')
+    e.add_argument(
+        '--full', action='store_true', help='also robustness, shortcuts, generators and '
+        'the worth of the heatmaps: every section of '
+        'a run, in --out; of 400 images under ten '
+        'minutes on two cores')
+    e.add_argument(
+        '--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help=
+        'with --full, override a setting: robustness.images=0 and explanations.images=0 examine '
+        'all images instead of 100 and 16; may be repeated')
+    r = add(subs, cmd_robustness, 'example: fakeface robustness --data faces/ --split test --out '
+                                  'curves mine=runs/A theirs=other.safetensors\nThe images are '
+                                  'judged whole, each many times over: a minute or two for a '
+                                  'hundred images and one checkpoint.')
+    r.add_argument(
+        'models', nargs='*', metavar='MODEL', help='a checkpoint (.safetensors) or a run '
+        'folder, as NAME=FILE or FILE; '
+        'default: the one that ships')
+    r.add_argument('--data', metavar='DIR', required=True, help='a folder with real/ and fake/, or '
+                                                                'with splits')
     r.add_argument('--split', choices=('train', 'valid', 'test'), help='only this split')
-    r.add_argument('--copies', metavar='HOW', help="corruptions as in evaluate --corrupt, separated by spaces; default: the robustness.copies of a run")
-    r.add_argument('--images', type=int, default=0, metavar='N', help='images judged, half of each class; default: all')
-    r.add_argument('--out', metavar='DIR', required=True, help='leave scores, numbers, figures and report.html here')
-    c = add(subs, cmd_compare, 'example: fakeface compare runs/A runs/B    (or folders left by evaluate --out)')
+    r.add_argument(
+        '--copies', metavar='HOW', help="corruptions as in evaluate --corrupt, separated "
+        "by spaces; default: the robustness.copies of a "
+        "run")
+    r.add_argument('--images', type=int, default=0, metavar='N', help='images judged, half of each '
+                                                                      'class; default: all')
+    r.add_argument('--out', metavar='DIR', required=True, help='leave scores, numbers, figures and '
+                                                               'report.html here')
+    c = add(subs, cmd_compare, 'example: fakeface compare runs/A runs/B    (or folders left by '
+                               'evaluate --out)')
     c.add_argument('runs', nargs=2, metavar='RUN', help='a run folder')
-    for s in (p, e): s.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
-    for s in (p, e, r): s.add_argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
+    for s in (p, e):
+        s.add_argument('--weights', metavar='FILE',
+                       help='a checkpoint (.safetensors); default: the '
+                       'one that ships')
+    for s in (p, e, r):
+        s.add_argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/lib/09_cli.ipynb #0473cadc
-PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against), quick (native crops, 12 epochs), 140k (native crops, degraded, on one generator), 140k-full (the same for all 140,000 images, on a GPU), faces (ours: many generators and many kinds of photographs).
-Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness, shortcuts, generators, explanations, report.'''
+PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against),
+quick (native crops, 12 epochs), 140k (native crops, degraded, on one generator), 140k-full (the same
+for all 140,000 images, on a GPU), faces (ours: many generators and many kinds of photographs).
+Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness,
+shortcuts, generators, explanations, report.'''
 
 def add_pipeline(subs):
     "run, audit and fetch"
     r = add(subs, cmd_run, PROFILES)
-    r.add_argument('--profile', help='demo, reference, quick, 140k, 140k-full, faces, or a .yaml file; default: demo')
-    r.add_argument('--data', metavar='DIR', action='append', help='data set: real/ and fake/, or train/, valid/, test/ with those in each, perhaps with a folder for each generator or kind of photograph; may be repeated')
-    r.add_argument('--quick', action='store_true', help='try it: every step does just enough to see that it works, with few and small images and few epochs')
-    r.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='override a setting, e.g. train.epochs=3; may be repeated')
-    r.add_argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs')
+    r.add_argument('--profile', help='demo, reference, quick, 140k, 140k-full, faces, or a .yaml '
+                                     'file; default: demo')
+    r.add_argument(
+        '--data', metavar='DIR', action='append', help='data set: real/ and fake/, or '
+        'train/, valid/, test/ with those '
+        'in each, perhaps with a folder '
+        'for each generator or kind of '
+        'photograph; may be repeated')
+    r.add_argument(
+        '--quick', action='store_true', help='try it: every step does just enough to see '
+        'that it works, with few and small images '
+        'and few epochs')
+    r.add_argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE',
+                   help='override a setting, e.g. train.epochs=3; may be repeated')
+    r.add_argument('--out', default='runs', metavar='DIR',
+                   help='where runs are kept; default: runs')
     r.add_argument('--resume', metavar='RUN', help='finish a run that was cut off')
     u = add(subs, cmd_audit)
     u.add_argument('folder', metavar='DIR', nargs='+', help='data sets in any layout')
-    add(subs, cmd_fetch, "Needs the extra: pip install 'fakeface[fetch]'. About 4 GB; a cut download goes on where it stopped.")
+    add(subs, cmd_fetch, "Needs the extra: pip install 'fakeface[fetch]'. About 4 GB; a cut "
+                         "download goes on where it stopped.")
 
 # %% ../nbs/lib/09_cli.ipynb #01510976
 def add_others(subs):
     "export, app and ship"
     x = add(subs, cmd_export, "Needs the extra: pip install 'fakeface[onnx]'.")
     x.add_argument('--onnx', metavar='FILE', required=True, help='the file to write')
-    x.add_argument('--weights', metavar='FILE', help='a checkpoint (.safetensors); default: the one that ships')
+    x.add_argument('--weights', metavar='FILE',
+                   help='a checkpoint (.safetensors); default: the one '
+                   'that ships')
     d = add(subs, cmd_app)
     d.add_argument('--port', type=int, default=8501, help='default: 8501')
-    d.add_argument('--host', default='localhost', help='0.0.0.0 lets everyone in your network use it; default: localhost, this machine alone')
+    d.add_argument('--host', default='localhost', help='0.0.0.0 lets everyone in your network use '
+                                                       'it; default: localhost, this machine alone')
     s = add(subs, cmd_ship, 'For maintainers.')
     s.add_argument('run', metavar='RUN', help='a finished run')
-    s.add_argument('--also', nargs='*', default=[], metavar='DIR', help='folders to evaluate for the model card')
+    s.add_argument('--also', nargs='*', default=[], metavar='DIR', help='folders to evaluate for '
+                                                                        'the model card')
 
 # %% ../nbs/lib/09_cli.ipynb #64f5ff18
 EXAMPLES = '''examples:
@@ -342,28 +450,44 @@ EXAMPLES = '''examples:
 
 def parser():
     "The argument parser of `fakeface`."
-    p = argparse.ArgumentParser('fakeface', description='Detects AI-generated faces, says how sure it is, and shows why.',
-                                formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES)
+    p = argparse.ArgumentParser(
+        'fakeface', description='Detects AI-generated faces, says how sure '
+        'it is, and shows why.', formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES)
     p.add_argument('--version', action='version', version=f'fakeface {__version__}')
     subs = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    add_judging(subs); add_pipeline(subs); add_others(subs)
+    add_judging(subs)
+    add_pipeline(subs)
+    add_others(subs)
     return p
 
 # %% ../nbs/lib/09_cli.ipynb #7d221f5c
 def main(
     argv=None  # arguments; those of the process by default
 ):
-    "Entry point: returns the exit code, 0 when all went well, 2 for a mistake the user can mend, 1 for a failed notebook."
+    """Entry point: returns the exit code, 0 when all went well, 2 for a mistake the user can mend,
+    1 for a failed notebook."""
     a = parser().parse_args(argv)
     try:
         code = a.f(a) or 0
         sys.stdout.flush()
         return code
-    except FaceError as e: print(f'fakeface: {e}', file=sys.stderr); return 2
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 1  # `fakeface predict ... | head`
-    except OSError as e: print(printable(f'fakeface: {e.filename2 or e.filename or "a file"}: {e.strerror}'), file=sys.stderr); return 2  # disk full, no right to write ...
-    except KeyboardInterrupt: print('fakeface: interrupted', file=sys.stderr); return 130
+    except FaceError as e:
+        print(f'fakeface: {e}', file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1  # `fakeface predict ... | head`
+    except OSError as e:
+        print(printable(f'fakeface: {e.filename2 or e.filename or "a file"}: {e.strerror}'),
+              file=sys.stderr)
+        return 2  # disk full, no right to write ...
+    except KeyboardInterrupt:
+        print('fakeface: interrupted', file=sys.stderr)
+        return 130
     except Exception as e:
-        if type(e).__name__ != 'PapermillExecutionError': raise  # not imported: papermill is slow to start
-        print(printable(f'fakeface: a notebook failed: {e.ename}: {e.evalue}; its executed copy in the run folder shows where'), file=sys.stderr)
+        if type(e).__name__ != 'PapermillExecutionError':
+            raise  # not imported: papermill is slow to start
+        print(printable(f'fakeface: a notebook failed: {e.ename}: {e.evalue}; its executed copy in '
+                        'the run folder shows where'), file=sys.stderr)
         return 1

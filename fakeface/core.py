@@ -37,7 +37,8 @@ SPLITS = ('train', 'valid', 'test')
 def printable(
     text  # anything
 ):
-    "`text` as one line that a terminal shows as it is: line breaks and control characters, which a file name may hold, are spelt out."
+    """`text` as one line that a terminal shows as it is: line breaks and control characters, which
+    a file name may hold, are spelt out."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(text))
 
 # %% ../nbs/lib/01_core.ipynb #7af8cc94
@@ -60,14 +61,19 @@ class ImageError(FaceError):
 # %% ../nbs/lib/01_core.ipynb #76fc2ffc
 MAX_BYTES = 64 * 2**20    # of a file: more than cameras write
 MAX_PIXELS = 64_000_000   # of an image: 192 MB once decoded
-MAX_SIDE = 65_535         # of an image, in pixels, as in JPEG: each row costs time and memory of its own
-MAX_READS = 500_000       # of a file while it is parsed; a PNG of 64 MB in pieces of 8 KB takes 40,000
+# of an image, in pixels, as in JPEG: each row costs time and memory of its own
+MAX_SIDE = 65_535
+# of a file while it is parsed; a PNG of 64 MB in pieces of 8 KB takes 40,000
+MAX_READS = 500_000
 MAX_BLOCKS = 100          # of EXIF in a JPEG
 MAX_VALUES = 2**18        # of a TIFF's tag: a strip for each row of four planes
-MAX_SCANS = 16            # of a JPEG of MAX_PIXELS, more of a smaller one: each goes over all of its pixels; encoders make ten
+# of a JPEG of MAX_PIXELS, more of a smaller one: each goes over all of its pixels; encoders make
+# ten
+MAX_SCANS = 16
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff')
-UNREAD = ('.heic', '.heif', '.avif')  # images to their owner, so they are met with a reason, not passed over in silence
+# images to their owner, so they are met with a reason, not passed over in silence
+UNREAD = ('.heic', '.heif', '.avif')
 
 # %% ../nbs/lib/01_core.ipynb #bd426551
 def read_bytes(
@@ -75,16 +81,21 @@ def read_bytes(
     name,                 # what an error calls it
     max_bytes=MAX_BYTES   # refuse more than this
 ):
-    "The encoded bytes of `src`, at most `max_bytes`. Raises `ImageError` when missing, no file, unreadable, empty or larger."
+    """The encoded bytes of `src`, at most `max_bytes`. Raises `ImageError` when missing, no file,
+    unreadable, empty or larger."""
     try:
         if isinstance(src, (bytes, bytearray, memoryview)): data = bytes(src)
         elif hasattr(src, 'read'): data = src.read(max_bytes + 1)
         else:
-            if not Path(src).is_file(): raise ImageError(name, 'not a file' if Path(src).exists() else 'no such file')  # a pipe or a device would never end
+            if not Path(src).is_file():
+                # a pipe or a device would never end
+                raise ImageError(name, 'not a file' if Path(src).exists() else 'no such file')
             with open(src, 'rb') as f: data = f.read(max_bytes + 1)
-    except (OSError, ValueError) as e: raise ImageError(name, getattr(e, 'strerror', None) or e) from None
+    except (OSError, ValueError) as e:
+        raise ImageError(name, getattr(e, 'strerror', None) or e) from None
     if not data: raise ImageError(name, 'file is empty')
-    if len(data) > max_bytes: raise ImageError(name, f'file is larger than {max_bytes / 2**20:.0f} MB')
+    if len(data) > max_bytes:
+        raise ImageError(name, f'file is larger than {max_bytes / 2**20:.0f} MB')
     return data
 
 # %% ../nbs/lib/01_core.ipynb #a7a3c683
@@ -101,14 +112,18 @@ class Counted(io.BytesIO):
 def tiff_values(
     data  # encoded bytes of a TIFF
 ):
-    "The number of tags in the first directory, or the most values that one of them claims other than text and bytes, whichever is larger. Raises `struct.error`."
+    """The number of tags in the first directory, or the most values that one of them claims other
+    than text and bytes, whichever is larger. Raises `struct.error`."""
     order, big = '<>'[data[:1] == b'M'], b'+' in data[2:4]
     place, number, entry = ('Q', 'Q', 'HHQQ') if big else ('I', 'H', 'HHII')
     at, = unpack_from(order + place, data, 8 if big else 4)
     n, = unpack_from(order + number, data, at)
     size, start = calcsize(order + entry), at + calcsize(order + number)
     whole = min(n, 65535, (len(data) - start) // size)
-    return max([n] + [count for _, kind, count, _ in iter_unpack(order + entry, data[start:start + whole * size]) if kind not in (1, 2, 7)])
+    return max([n] + [
+        count for _, kind, count, _ in iter_unpack(order + entry, data[start:start + whole * size])
+        if kind not in (1, 2, 7)
+    ])
 
 # %% ../nbs/lib/01_core.ipynb #a07e2c59
 def check_parts(
@@ -117,7 +132,8 @@ def check_parts(
 ):
     "Raise `ImageError` for a file in so many parts that Pillow would take long to list them."
     jpeg, tiff = data[:2] == b'\xff\xd8', data[:2] in (b'II', b'MM')
-    if jpeg and data.count(b'Exif\0\0') > MAX_BLOCKS or tiff and tiff_values(data) > MAX_VALUES: raise ImageError(name, 'made of too many pieces')
+    if jpeg and data.count(b'Exif\0\0') > MAX_BLOCKS or tiff and tiff_values(data) > MAX_VALUES:
+        raise ImageError(name, 'made of too many pieces')
 
 # %% ../nbs/lib/01_core.ipynb #92b1a2cc
 def check_size(
@@ -128,12 +144,16 @@ def check_size(
 ):
     "Raise `ImageError` for an image whose decoding would take too much memory or time."
     w, h = im.size
-    if w * h > max_pixels: raise ImageError(name, f'{w} x {h} pixels, more than {max_pixels / 1e6:.0f} million')
-    if max(w, h) > MAX_SIDE: raise ImageError(name, f'{w} x {h} pixels, a side longer than {MAX_SIDE}')
+    if w * h > max_pixels:
+        raise ImageError(name, f'{w} x {h} pixels, more than {max_pixels / 1e6:.0f} million')
+    if max(w, h) > MAX_SIDE:
+        raise ImageError(name, f'{w} x {h} pixels, a side longer than {MAX_SIDE}')
     tags = getattr(im, 'tag_v2', {})
-    if float(tags.get(322, 0)) * float(tags.get(323, 0)) > MAX_PIXELS: raise ImageError(name, f'tiles of more than {MAX_PIXELS / 1e6:.0f} million pixels')
+    if float(tags.get(322, 0)) * float(tags.get(323, 0)) > MAX_PIXELS:
+        raise ImageError(name, f'tiles of more than {MAX_PIXELS / 1e6:.0f} million pixels')
     scans = data.count(b'\xff\xda') if im.format in ('JPEG', 'MPO') else 1
-    if scans * w * h > MAX_SCANS * MAX_PIXELS: raise ImageError(name, f'{scans} scans of {w} x {h} pixels, too many to decode')
+    if scans * w * h > MAX_SCANS * MAX_PIXELS:
+        raise ImageError(name, f'{scans} scans of {w} x {h} pixels, too many to decode')
 
 # %% ../nbs/lib/01_core.ipynb #69caefdd
 def foreign(
@@ -141,7 +161,8 @@ def foreign(
 ):
     "What it is instead, and what to do, where the user can do something."
     if data[4:8] == b'ftyp': return 'HEIC, AVIF or a video, which are not read; save it as JPEG'
-    if data[:4] in (b'PK\3\4', b'PK\5\6'): return 'a ZIP archive; unpack it, or drop it into the demo'
+    if data[:4] in (b'PK\3\4', b'PK\5\6'):
+        return 'a ZIP archive; unpack it, or drop it into the demo'
     return 'not an image (JPEG, PNG, WebP, BMP, GIF or TIFF)'
 
 # %% ../nbs/lib/01_core.ipynb #2de5c0a6
@@ -151,7 +172,8 @@ def opened(
     name,                  # what an error calls it
     max_pixels=MAX_PIXELS  # refuse more than this, before decoding
 ):
-    "A lazily opened PIL image whose header has been checked; every failure inside the block is an `ImageError`."
+    """A lazily opened PIL image whose header has been checked; every failure inside the block is an
+    `ImageError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of what is checked just below
@@ -160,22 +182,31 @@ def opened(
                 check_size(im, data, name, max_pixels)
                 yield im
     except ImageError: raise
-    except Image.DecompressionBombError: raise ImageError(name, f'more than {max_pixels / 1e6:.0f} million pixels') from None
+    except Image.DecompressionBombError:
+        raise ImageError(name, f'more than {max_pixels / 1e6:.0f} million pixels') from None
     except Image.UnidentifiedImageError: raise ImageError(name, foreign(data)) from None
     except MemoryError: raise ImageError(name, 'not enough memory to decode it') from None
-    except Exception as e: raise ImageError(name, 'damaged image (the file ends too early)' if 'truncated' in str(e) else f'damaged image ({e})') from None
+    except Exception as e:
+        raise ImageError(
+            name, 'damaged image (the file ends too early)'
+            if 'truncated' in str(e) else f'damaged image ({e})') from None
 
 # %% ../nbs/lib/01_core.ipynb #13738f15
-TURNS = dict(zip(range(2, 9), (Image.Transpose[t] for t in 'FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90'.split())))  # by EXIF orientation
+# by EXIF orientation
+TURNS = dict(zip(range(2, 9), (Image.Transpose[t] for t in 'FLIP_LEFT_RIGHT ROTATE_180 '
+                                                           'FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 '
+                                                           'TRANSVERSE ROTATE_90'.split())))
 
 def to_rgb(
     im  # PIL image of any mode
 ):
-    "`im` as an upright PIL image of mode RGB; 16-bit values are scaled to 8 bits. Raises `ValueError` for floating-point images."
+    """`im` as an upright PIL image of mode RGB; 16-bit values are scaled to 8 bits. Raises
+    `ValueError` for floating-point images."""
     im.load()  # Pillow turns a TIFF itself while loading
     turn = TURNS.get(im.getexif().get(0x0112))
     if turn is not None: im = im.transpose(turn)
-    if im.mode.startswith('I'): return Image.fromarray((np.asarray(im).clip(0, 65535) >> 8).astype(np.uint8)).convert('RGB')
+    if im.mode.startswith('I'):
+        return Image.fromarray((np.asarray(im).clip(0, 65535) >> 8).astype(np.uint8)).convert('RGB')
     if im.mode == 'F': raise ValueError('floating-point pixels')
     if im.mode in ('RGBA', 'LA', 'PA', 'La', 'RGBa') or 'transparency' in im.info:
         im = im.convert('RGBA')
@@ -189,7 +220,8 @@ def open_image(
     max_bytes=MAX_BYTES,    # refuse larger files
     max_pixels=MAX_PIXELS   # refuse larger images
 ):
-    "The image as RGB: uint8 array of shape (3, H, W), upright. Raises `ImageError`, and nothing else, for what cannot be opened."
+    """The image as RGB: uint8 array of shape (3, H, W), upright. Raises `ImageError`, and nothing
+    else, for what cannot be opened."""
     name = name or (src if isinstance(src, (str, Path)) else getattr(src, 'name', None) or 'image')
     if isinstance(src, Image.Image):
         try: im = to_rgb(src)
@@ -209,28 +241,39 @@ def is_image_name(
 def walk_images(
     folder  # searched with its subfolders, links to folders and hidden ones excepted
 ):
-    "Image files in a folder as `Path`, one at a time, ordered by path. Subfolders that may not be read are passed over."
-    try: entries = sorted(os.scandir(folder), key=lambda e: e.name + '/' * e.is_dir(follow_symlinks=False))  # a/x comes after a.jpg
+    """Image files in a folder as `Path`, one at a time, ordered by path. Subfolders that may not be
+    read are passed over."""
+    try:
+        # a/x comes after a.jpg
+        entries = sorted(os.scandir(folder),
+                         key=lambda e: e.name + '/' * e.is_dir(follow_symlinks=False))
     except OSError: return
     for e in entries:
-        if e.is_dir(follow_symlinks=False): yield from walk_images(e.path) if not e.name.startswith('.') else ()
+        if e.is_dir(follow_symlinks=False):
+            yield from walk_images(e.path) if not e.name.startswith('.') else ()
         elif is_image_name(p := Path(e.path)) and p.is_file(): yield p
 
 # %% ../nbs/lib/01_core.ipynb #c1bb46c5
 class Images:
-    "The image files under paths as an iterable that can be walked again and again, each file once; raises `FaceError` for a path that does not exist or a folder without images."
+    """The image files under paths as an iterable that can be walked again and again, each file
+    once; raises `FaceError` for a path that does not exist or a folder without images."""
     def __init__(self,
-        paths,   # one path or several: files are taken as they are, folders searched for image suffixes
+        # one path or several: files are taken as they are, folders searched for image suffixes
+        paths,
         start=0, # the first of them wanted
         step=1   # 2: every other one, and so on
-    ): self.paths, self.start, self.step = [paths] if isinstance(paths, (str, Path)) else list(paths), start, step
+    ):
+        self.paths, self.start, self.step = [paths] if isinstance(
+            paths, (str, Path)) else list(paths), start, step
 
     def walk(self):
         seen = set() if len(self.paths) > 1 else None
         if not all(map(str, self.paths)): raise FaceError('an empty path; name a file or a folder')
         for p in map(Path, self.paths):
             try: p.stat()
-            except (OSError, ValueError) as e: raise FaceError(f'{p}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
+            except (OSError, ValueError) as e:
+                raise FaceError(
+                    f'{p}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
             n = 0
             for n, q in enumerate(walk_images(p) if p.is_dir() else [p], 1):
                 if seen is None or q not in seen: yield q
@@ -243,7 +286,8 @@ class Images:
 def find_images(
     paths  # one path or several: files are taken as they are, folders searched for image suffixes
 ):
-    "Image files under `paths` as a list of `Path`, each once. Raises `FaceError` for a path that does not exist or a folder without images."
+    """Image files under `paths` as a list of `Path`, each once. Raises `FaceError` for a path that
+    does not exist or a folder without images."""
     return list(Images(paths).walk())
 
 # %% ../nbs/lib/01_core.ipynb #bfe14f19
@@ -253,15 +297,23 @@ def zip_images(
     data,  # bytes of the archive
     name   # what an error calls it
 ):
-    "Images in a ZIP: a list of `(label, function that returns its bytes)`, in the order of the archive. Raises `ImageError`."
-    if data.count(b'PK\1\2') > MAX_ENTRIES: raise ImageError(name, f'more than {MAX_ENTRIES} entries')
+    """Images in a ZIP: a list of `(label, function that returns its bytes)`, in the order of the
+    archive. Raises `ImageError`."""
+    if data.count(b'PK\1\2') > MAX_ENTRIES:
+        raise ImageError(name, f'more than {MAX_ENTRIES} entries')
     try: archive = ZipFile(io.BytesIO(data))
     except Exception as e: raise ImageError(name, f'damaged ZIP ({e})') from None
-    if sum(e.compress_size for e in archive.infolist()) > len(data): raise ImageError(name, 'damaged ZIP (entries overlap)')
-    entries = [e for e in archive.infolist() if is_image_name(PurePosixPath(e.filename)) and not e.is_dir()]
+    if sum(e.compress_size for e in archive.infolist()) > len(data):
+        raise ImageError(name, 'damaged ZIP (entries overlap)')
+    entries = [
+        e for e in archive.infolist()
+        if is_image_name(PurePosixPath(e.filename)) and not e.is_dir()
+    ]
     if not entries: raise ImageError(name, 'no images in this ZIP')
-    if len(entries) > MAX_FILES: raise ImageError(name, f'{len(entries)} images, more than {MAX_FILES}')
-    return [(f'{name}/{e.filename}', partial(zip_entry, archive, e, f'{name}/{e.filename}')) for e in entries]
+    if len(entries) > MAX_FILES:
+        raise ImageError(name, f'{len(entries)} images, more than {MAX_FILES}')
+    return [(f'{name}/{e.filename}', partial(zip_entry, archive, e, f'{name}/{e.filename}'))
+            for e in entries]
 
 def zip_entry(
     archive,  # open ZipFile
@@ -269,8 +321,11 @@ def zip_entry(
     name      # what an error calls it
 ):
     "Bytes of one entry. Raises `ImageError`."
-    if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED): raise ImageError(name, 'compressed in a way that is not read; ZIP it with the usual method (deflate)')
-    if entry.file_size > MAX_BYTES: raise ImageError(name, f'file is larger than {MAX_BYTES / 2**20:.0f} MB')
+    if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise ImageError(name, 'compressed in a way that is not read; ZIP it with the usual method '
+                               '(deflate)')
+    if entry.file_size > MAX_BYTES:
+        raise ImageError(name, f'file is larger than {MAX_BYTES / 2**20:.0f} MB')
     try:
         with archive.open(entry) as f: return read_bytes(f, name)
     except ImageError: raise
@@ -282,11 +337,13 @@ def atomic_write(
     path,      # where the file will be
     mode='w'   # 'w' for text (UTF-8), 'wb' for bytes
 ):
-    "A file object whose content appears at `path` all at once when the block ends, and not at all when it fails. Raises `OSError`."
+    """A file object whose content appears at `path` all at once when the block ends, and not at all
+    when it fails. Raises `OSError`."""
     path = Path(path)
     if path.is_dir(): raise FaceError(f'{path}: is a folder; name a file')
     kind = {} if 'b' in mode else dict(encoding='utf-8', errors='surrogateescape', newline='')
-    if path.exists() and not path.is_file():  # a pipe or a device: it must not be replaced by a file
+    # a pipe or a device: it must not be replaced by a file
+    if path.exists() and not path.is_file():
         with open(path, mode, **kind) as f: yield f
         return
     path = path.resolve()
@@ -295,7 +352,8 @@ def atomic_write(
     try:
         with open(tmp, mode, **kind) as f:
             yield f
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
@@ -324,7 +382,9 @@ def save_json(
     obj    # anything JSON can hold; NumPy numbers are converted
 ):
     "Write `obj` as indented JSON, atomically."
-    with atomic_write(path) as f: json.dump(obj, f, indent=1, default=lambda o: o.item()); f.write('\n')
+    with atomic_write(path) as f:
+        json.dump(obj, f, indent=1, default=lambda o: o.item())
+        f.write('\n')
 
 # %% ../nbs/lib/01_core.ipynb #903a4c88
 def load_json(
@@ -332,7 +392,8 @@ def load_json(
 ):
     "The content of a JSON file. Raises `FaceError` when it is missing or damaged."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FaceError(f'{path}: missing; finish the run first, or name another folder') from None
+    except FileNotFoundError:
+        raise FaceError(f'{path}: missing; finish the run first, or name another folder') from None
     except ValueError as e: raise FaceError(f'{path}: damaged JSON ({e})') from None
 
 # %% ../nbs/lib/01_core.ipynb #e4a82c5a
@@ -340,11 +401,17 @@ def load_json(
 def alone(
     path  # file that is there, or is made
 ):
-    "The file open for adding text to it, by one process at a time. Raises `FaceError` when another one has it, and `OSError`."
+    """The file open for adding text to it, by one process at a time. Raises `FaceError` when
+    another one has it, and `OSError`."""
     with open(path, 'a', encoding='utf-8', errors='surrogateescape', newline='') as f:
-        try: import fcntl; fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError: pass  # Windows
-        except BlockingIOError: raise FaceError(f'{path}: in use by another process; wait until that has ended, or name another') from None
+        except BlockingIOError:
+            raise FaceError(
+                f'{path}: in use by another process; wait until that has ended, or name '
+                'another') from None
         yield f
 
 # %% ../nbs/lib/01_core.ipynb #3596c907
@@ -368,15 +435,19 @@ def digest(
     obj  # bytes, or anything JSON can hold
 ):
     "SHA-256 of `obj` as 64 hexadecimal digits; dictionaries are compared without regard to order."
-    return hashlib.sha256(obj if isinstance(obj, bytes) else json.dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(obj if isinstance(obj, bytes) else json.
+                          dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
 
 # %% ../nbs/lib/01_core.ipynb #72fcb5fe
 def repo_path(
     name  # 'nbs', 'app.py' ...
 ):
-    "Path of `name` in the repository the package was installed from. Raises `FaceError` when it is not there."
+    """Path of `name` in the repository the package was installed from. Raises `FaceError` when it
+    is not there."""
     path = Path(__file__).resolve().parent.parent / name
-    if not path.exists(): raise FaceError(f'{name} not found: run from a checkout of the repository, installed with pip install -e .')
+    if not path.exists():
+        raise FaceError(f'{name} not found: run from a checkout of the repository, installed with '
+                        'pip install -e .')
     return path
 
 # %% ../nbs/lib/01_core.ipynb #a34d4000
@@ -384,16 +455,21 @@ def commit():
     "The git commit of the code, with '-dirty' when it was changed since; None outside a checkout."
     root = Path(__file__).resolve().parent.parent
     if not (root/'.git').exists(): return None
-    try: out = subprocess.run(['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=12'], capture_output=True, text=True)
+    try:
+        out = subprocess.run(['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=12'],
+                             capture_output=True, text=True)
     except OSError: return None  # no git on this machine
     return out.stdout.strip() or None
 
 # %% ../nbs/lib/01_core.ipynb #096223b7
 def environment():
-    "What a run ran on: UTC time, Python, platform, cores, package versions and the git commit, as a JSON-ready dict."
+    """What a run ran on: UTC time, Python, platform, cores, package versions and the git commit, as
+    a JSON-ready dict."""
     versions = {}
-    for p in 'fakeface torch torchvision numpy pandas pillow scikit-learn grad-cam opencv-python-headless'.split():
+    for p in ('fakeface', 'torch', 'torchvision', 'numpy', 'pandas', 'pillow', 'scikit-learn',
+              'grad-cam', 'opencv-python-headless'):
         try: versions[p] = version(p)
         except PackageNotFoundError: versions[p] = None
-    return dict(utc=datetime.now(timezone.utc).isoformat(timespec='seconds'), python=platform.python_version(),
-                platform=platform.platform(), cores=os.cpu_count(), versions=versions, commit=commit())
+    return dict(utc=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+                python=platform.python_version(), platform=platform.platform(),
+                cores=os.cpu_count(), versions=versions, commit=commit())

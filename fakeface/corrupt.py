@@ -27,21 +27,24 @@ def fits(
 ):
     "`image`, if the format can hold it. Raises `FaceError`."
     h, w = image.shape[-2:]
-    if max(h, w) > LONGEST[kind]: raise FaceError(f'{w} x {h} pixels: {kind} holds at most {LONGEST[kind]:,} a side')
+    if max(h, w) > LONGEST[kind]:
+        raise FaceError(f'{w} x {h} pixels: {kind} holds at most {LONGEST[kind]:,} a side')
     return image
 
 def jpeg(
     image,   # uint8 tensor (3, H, W)
     quality  # 1 to 100
 ):
-    "`image` after JPEG compression with 4:2:0 chroma subsampling: uint8 (3, H, W). Raises `FaceError` for one that JPEG cannot hold."
+    """`image` after JPEG compression with 4:2:0 chroma subsampling: uint8 (3, H, W). Raises
+    `FaceError` for one that JPEG cannot hold."""
     return TF.jpeg(fits(image, 'JPEG'), int(quality))
 
 def webp(
     image,   # uint8 tensor (3, H, W)
     quality  # 1 to 100
 ):
-    "`image` after lossy WebP compression: uint8 (3, H, W). Raises `FaceError` for one that WebP cannot hold."
+    """`image` after lossy WebP compression: uint8 (3, H, W). Raises `FaceError` for one that WebP
+    cannot hold."""
     TF.to_pil_image(fits(image, 'WebP')).save(f := io.BytesIO(), 'WEBP', quality=int(quality))
     return TF.pil_to_tensor(Image.open(f).convert('RGB'))
 
@@ -51,16 +54,21 @@ def crop(
     share   # of the side, cut off at each edge
 ):
     "`image` without its edges, at least a pixel of it: uint8 (3, H', W')."
-    return TF.center_crop(image, [s - 2 * min(round(share * s), (s - 1) // 2) for s in image.shape[-2:]])
+    return TF.center_crop(image,
+                          [s - 2 * min(round(share * s), (s - 1) // 2) for s in image.shape[-2:]])
 
 def resize(
     image,  # uint8 tensor (3, H, W)
     factor, # of both sides, above 0
     mode=v2.InterpolationMode.BILINEAR
 ):
-    "`image` enlarged or shrunk with antialiasing: uint8 (3, factor * H, factor * W). Raises `FaceError` for a result of more pixels than are ever opened."
-    h, w = (max(min(2, s), round(s * factor)) for s in image.shape[-2:])  # torch's resizing of bytes fails when a single pixel is left
-    if h * w > MAX_PIXELS: raise FaceError(f'{w} x {h} pixels after resizing, more than {MAX_PIXELS / 1e6:.0f} million')
+    """`image` enlarged or shrunk with antialiasing: uint8 (3, factor * H, factor * W). Raises
+    `FaceError` for a result of more pixels than are ever opened."""
+    # torch's resizing of bytes fails when a single pixel is left
+    h, w = (max(min(2, s), round(s * factor)) for s in image.shape[-2:])
+    if h * w > MAX_PIXELS:
+        raise FaceError(
+            f'{w} x {h} pixels after resizing, more than {MAX_PIXELS / 1e6:.0f} million')
     return TF.resize(image, [h, w], mode, antialias=True)
 
 def scale(
@@ -74,7 +82,8 @@ def screenshot(
     image,  # uint8 tensor (3, H, W)
     zoom    # of the display, such as 1.25
 ):
-    "`image` as a screenshot shows it, stored without loss: enlarged by `zoom` (bicubic, see `resize`) and cut by 2 % of its side at each edge."
+    """`image` as a screenshot shows it, stored without loss: enlarged by `zoom` (bicubic, see
+    `resize`) and cut by 2 % of its side at each edge."""
     return crop(resize(image, zoom, v2.InterpolationMode.BICUBIC), .02)
 
 # %% ../nbs/lib/02_corrupt.ipynb #7204e504
@@ -82,8 +91,10 @@ def blur(
     image,  # uint8 tensor (3, H, W)
     sigma   # standard deviation in pixels, above 0
 ):
-    "`image` after a Gaussian blur whose kernel reaches three deviations, or as far as the image: uint8 (3, H, W)."
-    return TF.gaussian_blur(image, 2 * min(int(np.ceil(3 * sigma)), *(s - 1 for s in image.shape[-2:])) + 1, sigma)
+    """`image` after a Gaussian blur whose kernel reaches three deviations, or as far as the image:
+    uint8 (3, H, W)."""
+    return TF.gaussian_blur(
+        image, 2 * min(int(np.ceil(3 * sigma)), *(s - 1 for s in image.shape[-2:])) + 1, sigma)
 
 def noise(
     image,       # uint8 tensor (3, H, W)
@@ -92,7 +103,8 @@ def noise(
 ):
     "`image` with independent Gaussian noise on every value: uint8 (3, H, W)."
     if isinstance(generator, int): generator = torch.Generator().manual_seed(generator)
-    return (image + 255 * sigma * torch.randn(image.shape, generator=generator)).round().clamp(0, 255).to(torch.uint8)
+    return (image + 255 * sigma * torch.randn(image.shape, generator=generator)).round().clamp(
+        0, 255).to(torch.uint8)
 
 
 def gamma(
@@ -103,21 +115,27 @@ def gamma(
     return (255 * (image / 255) ** power).round().to(torch.uint8)
 
 # %% ../nbs/lib/02_corrupt.ipynb #16893a1f
-CORRUPTIONS = dict(jpeg=(jpeg, 1, 100), webp=(webp, 1, 100), scale=(scale, .05, 4), screenshot=(screenshot, 1, 4), crop=(crop, 0, .45),
-                   blur=(blur, .05, 20), noise=(noise, 0, 1), gamma=(gamma, .1, 10))
+CORRUPTIONS = dict(jpeg=(jpeg, 1, 100), webp=(webp, 1, 100), scale=(scale, .05, 4),
+                   screenshot=(screenshot, 1, 4), crop=(crop, 0, .45), blur=(blur, .05, 20),
+                   noise=(noise, 0, 1), gamma=(gamma, .1, 10))
 
 def parse(
     text  # 'jpeg:50', 'scale:0.5+jpeg:75', or '' for none
 ):
-    "The chain of corruptions as a list of (function, number). Raises `FaceError` for an unknown name or a number out of range."
+    """The chain of corruptions as a list of (function, number). Raises `FaceError` for an unknown
+    name or a number out of range."""
     chain = []
     for part in text.split('+') if text else ():
         name, _, number = part.partition(':')
-        if name not in CORRUPTIONS: raise FaceError(f"corruption '{printable(part)}': there are {', '.join(CORRUPTIONS)}, written as jpeg:50")
+        if name not in CORRUPTIONS:
+            raise FaceError(f"corruption '{printable(part)}': there are {', '.join(CORRUPTIONS)}, "
+                            "written as jpeg:50")
         f, low, high = CORRUPTIONS[name]
         try: value = float(number)
         except ValueError: value = np.nan
-        if not low <= value <= high: raise FaceError(f"corruption '{printable(part)}': needs a number from {low:g} to {high:g}, as in {name}:{high / 2:g}")
+        if not low <= value <= high:
+            raise FaceError(f"corruption '{printable(part)}': needs a number from {low:g} to "
+                            f"{high:g}, as in {name}:{high / 2:g}")
         chain.append((f, value))
     return chain
 
@@ -126,13 +144,15 @@ def corrupt(
     image,  # uint8 array or tensor (3, H, W)
     text    # see `parse`
 ):
-    "`image` after a chain of corruptions: uint8 tensor (3, H', W'). Raises `FaceError` for a chain that cannot be read, or cannot be done to this image."
+    """`image` after a chain of corruptions: uint8 tensor (3, H', W'). Raises `FaceError` for a
+    chain that cannot be read, or cannot be done to this image."""
     image = torch.as_tensor(image)
     for f, value in parse(text): image = f(image, value)
     return image
 
 # %% ../nbs/lib/02_corrupt.ipynb #cf760ac2
-VERSIONS = tuple((f'scale:{s}+' if s < 1 else '') + f'jpeg:{q}' for s, q in product((1, .75, .5), (95, 75, 50)))
+VERSIONS = tuple(
+    (f'scale:{s}+' if s < 1 else '') + f'jpeg:{q}' for s, q in product((1, .75, .5), (95, 75, 50)))
 
 # %% ../nbs/lib/02_corrupt.ipynb #af2bfa94
 def draw_hop():
@@ -152,7 +172,8 @@ def forward(
 
 # %% ../nbs/lib/02_corrupt.ipynb #4a11523b
 class Degrade(v2.Transform):
-    "Random degradation of a uint8 image (3, H, W): forwarding, or else single operations, each with its own probability; the size stays."
+    """Random degradation of a uint8 image (3, H, W): forwarding, or else single operations, each
+    with its own probability; the size stays."""
     def __init__(self,
         rescale_p=0., # share resized by 0.4 to 1.3, with one of two kernels
         blur_p=0.,    # share blurred, sigma 0.1 to 1.5
@@ -167,16 +188,21 @@ class Degrade(v2.Transform):
         u, hops = torch.rand(9).tolist(), []
         if self.p['forward'] and torch.rand(()) < self.share * self.p['forward']:
             hops = [draw_hop() for _ in range(1 + int(3 * torch.rand(()) ** 2))]  # mostly one
-        at = lambda name, i, low, high: low + (high - low) * u[4 + i] if u[i] < self.share * self.p[name] else None
-        return dict(hops=hops, factor=at('rescale', 0, .4, 1.3), sigma=at('blur', 1, .1, 1.5), noise=at('noise', 2, 0, .03),
-                    quality=at('jpeg', 3, 30, 95), kernel=u[8])
+        at = lambda name, i, low, high: (
+            low + (high - low) * u[4 + i] if u[i] < self.share * self.p[name] else None)
+        return dict(hops=hops, factor=at('rescale', 0, .4, 1.3), sigma=at('blur', 1, .1, 1.5),
+                    noise=at('noise', 2, 0, .03), quality=at('jpeg', 3, 30, 95), kernel=u[8])
     def single(self, x, params):  # the operations drawn, one after the other
-        size, kernel = x.shape[-2:], v2.InterpolationMode.BILINEAR if params['kernel'] < .5 else v2.InterpolationMode.BICUBIC
-        if f := params['factor']: x = TF.resize(x, [max(1, round(s * f)) for s in size], kernel, antialias=True)
-        if s := params['sigma']: x = TF.gaussian_blur(x, 2 * min(3, *(s - 1 for s in x.shape[-2:])) + 1, s)
+        size, kernel = x.shape[-2:], v2.InterpolationMode.BILINEAR if params[
+            'kernel'] < .5 else v2.InterpolationMode.BICUBIC
+        if f := params['factor']:
+            x = TF.resize(x, [max(1, round(s * f)) for s in size], kernel, antialias=True)
+        if s := params['sigma']:
+            x = TF.gaussian_blur(x, 2 * min(3, *(s - 1 for s in x.shape[-2:])) + 1, s)
         if s := params['noise']: x = noise(x, s, None)
         if q := params['quality']: x = jpeg(x, round(q))
         return x
     def transform(self, x, params):
         out = forward(x, params['hops']) if params['hops'] else self.single(x, params)
-        return out if out.shape[-2:] == x.shape[-2:] else TF.resize(out, list(x.shape[-2:]), antialias=True)
+        return (out if out.shape[-2:] == x.shape[-2:] else TF.resize(
+            out, list(x.shape[-2:]), antialias=True))

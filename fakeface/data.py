@@ -70,7 +70,8 @@ def class_folders(
 def source_name(
     root  # data set
 ):
-    "Name of a data set: its folder's, or 'standin' for the generated one, whatever its folder is called."
+    """Name of a data set: its folder's, or 'standin' for the generated one, whatever its folder is
+    called."""
     return 'standin' if (Path(root)/'standin.json').is_file() else Path(root).resolve().name
 
 # %% ../nbs/01_data.ipynb #9de9f17e
@@ -93,8 +94,9 @@ def list_images(
     root,      # data set in any of the layouts, or a folder with some in it
     both=True  # insist on images of both classes
 ):
-    """All images: DataFrame with `path` (relative, posix), `label`, `split` ('' where there is none),
-    `set` (name of the data set), `source` and `generator` ('' for real images and where unknown).
+    """All images: DataFrame with `path` (relative, posix), `label`, `split` ('' where there is
+    none), `set` (name of the data set), `source` and `generator` ('' for real images and where
+    unknown).
 
     Raises `FaceError` when no layout fits or a class is empty."""
     root, sets = Path(root), dict.fromkeys(d for d, *_ in class_folders(root))
@@ -117,7 +119,8 @@ def join_roots(
     if len(roots) == 1: return roots[0]
     names = [r.name for r in roots]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise FaceError(f'two data sets are called {twice[0]}; rename one, or link to it under a new name')
+        raise FaceError(f'two data sets are called {twice[0]}; rename one, or link to it under a '
+                        'new name')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in filter(Path.is_symlink, folder.iterdir()): old.unlink()
@@ -160,10 +163,12 @@ def without(
     files,  # from `fill_splits`
     names   # last parts of sources: folders below a class, or data sets without such folders
 ):
-    "`files` less the training and validation images of these sources. Raises `FaceError` for an unknown name."
+    """`files` less the training and validation images of these sources. Raises `FaceError` for an
+    unknown name."""
     folder = files.source.str.rsplit('/', n=1).str[-1]
     if odd := sorted(set(names) - set(folder)):
-        raise FaceError(f'leave_out: no folder {odd[0]!r}; there are {", ".join(sorted(set(folder)))}')
+        raise FaceError(f'leave_out: no folder {odd[0]!r}; there are '
+                        f'{", ".join(sorted(set(folder)))}')
     return files[~folder.isin(names) | (files.split == 'test')]
 
 # %% ../nbs/01_data.ipynb #1dc87614
@@ -172,7 +177,8 @@ STANDARD_SUM = 3692  # of the 64 luminance steps of annex K, at quality 50
 def jpeg_quality(
     im  # PIL image
 ):
-    "The libjpeg quality, 1 to 100, whose luminance table is nearest to that of a JPEG; 0 for other formats."
+    """The libjpeg quality, 1 to 100, whose luminance table is nearest to that of a JPEG; 0 for
+    other formats."""
     table = (getattr(im, 'quantization', None) or {}).get(0)
     if not table: return 0
     scale = 100 * sum(table) / STANDARD_SUM
@@ -199,11 +205,13 @@ def inspect_image(
     root,  # data set
     path   # of the image, relative to it
 ):
-    "Facts of one image as a dict: the manifest's columns and its `hash`. Reads and decodes the whole file; raises `ImageError`."
+    """Facts of one image as a dict: the manifest's columns and its `hash`. Reads and decodes the
+    whole file; raises `ImageError`."""
     data = read_bytes(Path(root)/path, path)
-    with opened(data, path) as lazy: fmt, quality, im = lazy.format, jpeg_quality(lazy), to_rgb(lazy)
-    return dict(path=path, sha256=digest(data), width=im.width, height=im.height, format=fmt, quality=quality,
-                bytes=len(data), hash=dhash(im))
+    with opened(data, path) as lazy:
+        fmt, quality, im = lazy.format, jpeg_quality(lazy), to_rgb(lazy)
+    return dict(path=path, sha256=digest(data), width=im.width, height=im.height, format=fmt,
+                quality=quality, bytes=len(data), hash=dhash(im))
 
 # %% ../nbs/01_data.ipynb #d7857034
 def take(
@@ -225,8 +233,11 @@ def take(
         d = bits_apart(f['hash'][None], known)[0].min(initial=256) if isinstance(f, dict) else 256
         if isinstance(f, tuple): passed.append(f)
         elif f['sha256'] in seen: passed.append((f['path'], f'same bytes as {seen[f["sha256"]]}'))
-        elif d <= near: passed.append((f['path'], f'near-duplicate of an image in another split ({d} bits)'))
-        else: seen[f['sha256']] = f['path']; taken.append(f)
+        elif d <= near:
+            passed.append((f['path'], f'near-duplicate of an image in another split ({d} bits)'))
+        else:
+            seen[f['sha256']] = f['path']
+            taken.append(f)
         if n and len(taken) >= n: break
     return taken, passed
 
@@ -236,7 +247,8 @@ def in_turn(
     seed=42,      # of the order
     per_source=0  # images of one source, at most; 0: no bound
 ):
-    "Shuffled paths, the first of each source before the second of any: the head is balanced by source."
+    """Shuffled paths, the first of each source before the second of any: the head is balanced by
+    source."""
     source = files.set_index('path').source[shuffled(files.path, seed)]
     turn = source.groupby(source).cumcount()
     if per_source: turn = turn[turn < per_source]
@@ -249,7 +261,8 @@ def chosen(
     known, seen,  # see `take`
     near=24, seed=42, per_source=0, bar=None
 ):
-    "Facts of the images taken by class, as many of each, and `(path, label, reason)` of those passed over."
+    """Facts of the images taken by class, as many of each, and `(path, label, reason)` of those
+    passed over."""
     best, passed = {}, []
     for label in CLASSES:
         paths = in_turn(files[files.label == label], seed, per_source)
@@ -264,7 +277,9 @@ MANIFEST = ['path', 'label', 'split', 'sha256', 'width', 'height', 'format', 'qu
 
 def sample(
     root,          # data set, or a folder with some in it
-    counts,        # {'train': n, 'valid': n, 'test': n}: at most this many images, half of each class; 0: all that balance allows
+    # {'train': n, 'valid': n, 'test': n}: at most this many images, half of each class; 0: all that
+    # balance allows
+    counts,
     seed=42,       # of the order
     near=24,       # see `take`
     share=0.15,    # see `fill_splits`
@@ -305,12 +320,15 @@ def leaks(
     manifest,  # with `path` and `split`
     near=24    # bits
 ):
-    "Pairs of images of different splits that are the same or nearly so: DataFrame of `a`, `b`, `bits`."
-    hashes = np.stack(list(ahead(lambda p: inspect_image(root, p)['hash'], manifest.path, os.cpu_count(), 32)))
+    """Pairs of images of different splits that are the same or nearly so: DataFrame of `a`, `b`,
+    `bits`."""
+    hashes = np.stack(
+        list(ahead(lambda p: inspect_image(root, p)['hash'], manifest.path, os.cpu_count(), 32)))
     paths, splits, rows = manifest.path.to_numpy(), manifest.split.to_numpy(), []
     for i in range(len(hashes)):
         d = bits_apart(hashes[i][None], hashes[i+1:])[0]
-        for j in np.flatnonzero(d <= near) + i + 1: rows += [(paths[i], paths[j], int(d[j-i-1]))] if splits[i] != splits[j] else []
+        for j in np.flatnonzero(d <= near) + i + 1:
+            rows += [(paths[i], paths[j], int(d[j-i-1]))] if splits[i] != splits[j] else []
     return pd.DataFrame(rows, columns=['a', 'b', 'bits'])
 
 # %% ../nbs/01_data.ipynb #f2952afb
@@ -326,12 +344,14 @@ def audit(
     manifest,              # from `sample`
     by=('split', 'label')  # columns; ('label', 'source') for a row a source
 ):
-    "Format, dimensions, JPEG quality and file size by split and class, or by source: DataFrame to show."
+    """Format, dimensions, JPEG quality and file size by split and class, or by source: DataFrame to
+    show."""
     g = manifest.groupby(list(by))
     formats = lambda f: ', '.join(f'{k} {v}' for k, v in f.value_counts().items())
     kilobytes = g.bytes.agg(lambda b: span((b / 1000).round(1)))
-    return pd.DataFrame(dict(images=g.size(), format=g.format.agg(formats), width=g.width.agg(span),
-                             height=g.height.agg(span), quality=g.quality.agg(span), kilobytes=kilobytes))
+    return pd.DataFrame(
+        dict(images=g.size(), format=g.format.agg(formats), width=g.width.agg(span),
+             height=g.height.agg(span), quality=g.quality.agg(span), kilobytes=kilobytes))
 
 # %% ../nbs/01_data.ipynb #ca8fa47f
 def save_manifest(
@@ -349,7 +369,8 @@ def load_manifest(
     "The manifest as a DataFrame. Raises `FaceError` when it is missing or lacks a column."
     if not Path(path).is_file(): raise FaceError(f'{path}: missing; run 01_data first')
     df = pd.read_csv(path, keep_default_na=False)
-    if lacks := [c for c in MANIFEST if c not in df]: raise FaceError(f'{path}: not a manifest, column {lacks[0]!r} is missing')
+    if lacks := [c for c in MANIFEST if c not in df]:
+        raise FaceError(f'{path}: not a manifest, column {lacks[0]!r} is missing')
     return df[df.split == split].reset_index(drop=True) if split else df
 
 # %% ../nbs/01_data.ipynb #59858f0e
@@ -361,9 +382,14 @@ def check_files(
     def same(path, sha256):
         try: return digest(read_bytes(Path(root)/path, path)) == sha256
         except ImageError: return False
-    known = tqdm(ahead(lambda f: same(*f), zip(manifest.path, manifest.sha256), os.cpu_count(), 32), 'comparing images', len(manifest), unit=' images', delay=2, leave=False)
+
+    known = tqdm(ahead(lambda f: same(*f), zip(manifest.path, manifest.sha256), os.cpu_count(), 32),
+                 'comparing images', len(manifest), unit=' images', delay=2, leave=False)
     if other := [p for p, ok in zip(manifest.path, known) if not ok]:
-        raise FaceError(f'{root}: {len(other)} of {len(manifest)} images are not the files that the manifest names, the first is {other[0]}; put them back, or start a new run')
+        raise FaceError(
+            f'{root}: {len(other)} of {len(manifest)} images are not the files that the '
+            f'manifest names, the first is {other[0]}; put them back, or start a new '
+            'run')
 
 # %% ../nbs/01_data.ipynb #836d76b6
 KAGGLE_SET = 'xhlulu/140k-real-and-fake-faces'
@@ -371,16 +397,21 @@ KAGGLE_SET = 'xhlulu/140k-real-and-fake-faces'
 def fetch(
     handle=KAGGLE_SET  # Kaggle data set
 ):
-    "Download a data set with kagglehub (into its cache, resuming a partial download) and return its folder. Raises `FaceError`."
+    """Download a data set with kagglehub (into its cache, resuming a partial download) and return
+    its folder. Raises `FaceError`."""
     try: import kagglehub
-    except ImportError: raise FaceError("fetch needs kagglehub: pip install 'fakeface[fetch]'") from None
+    except ImportError:
+        raise FaceError("fetch needs kagglehub: pip install 'fakeface[fetch]'") from None
     import requests
     try: path = kagglehub.dataset_download(handle)
     except (requests.ConnectionError, requests.Timeout):
-        raise FaceError(f'{handle}: no network, or Kaggle cannot be reached; what was downloaded is kept, run it again') from None
+        raise FaceError(
+            f'{handle}: no network, or Kaggle cannot be reached; what was downloaded is '
+            'kept, run it again') from None
     except requests.HTTPError as e:
         code = getattr(e.response, 'status_code', '?')
-        raise FaceError(f'{handle}: Kaggle refused ({code}); set KAGGLE_API_TOKEN and accept the terms of the data set') from None
+        raise FaceError(f'{handle}: Kaggle refused ({code}); set KAGGLE_API_TOKEN and accept the '
+                        'terms of the data set') from None
     except OSError as e: raise FaceError(f'{handle}: cannot write the download ({e})') from None
     class_folders(path)
     return Path(path)

@@ -29,7 +29,8 @@ def part_seed(
 
 # %% ../nbs/lib/05_dataset.ipynb #1a7cdb0f
 class Faces(Dataset):
-    """Images of a manifest as `(uint8 tensor (3, H, W), class)`; item `(i, k)` is image `i`, augmented anew for each `k`.
+    """Images of a manifest as `(uint8 tensor (3, H, W), class)`; item `(i, k)` is image `i`,
+    augmented anew for each `k`.
 
     Raises `ImageError` for a file that has gone bad since sampling."""
     def __init__(self,
@@ -37,17 +38,21 @@ class Faces(Dataset):
         manifest,     # with `path` and `label`, and `source` where it has one
         size,         # side in pixels, see `fit_to`
         augment=None, # applied to each image
-        copy=''       # corruption that each file goes through before it is brought to that size, see `corrupt`
+        # corruption that each file goes through before it is brought to that size, see `corrupt`
+        copy=''
     ):
         self.root, self.size, self.augment, self.copy = Path(root), size, augment, copy
         self.seed = None  # of an epoch; None: as torch's random state has it
-        self.paths, self.targets = manifest.path.tolist(), [CLASSES.index(c) for c in manifest.label]
+        self.paths, self.targets = manifest.path.tolist(), [
+            CLASSES.index(c) for c in manifest.label
+        ]
         self.sources = manifest.get('source', pd.Series('', manifest.index)).tolist()
     def __len__(self): return len(self.paths)
     def path_of(self, draw): return self.paths[draw[0] if isinstance(draw, tuple) else draw]
     def __getitem__(self, i):
         draw, i = i, i[0] if isinstance(i, tuple) else i
-        x = fit_to(corrupt(open_image(self.root/self.paths[i], self.paths[i]), self.copy), self.size)
+        x = fit_to(corrupt(open_image(self.root/self.paths[i], self.paths[i]), self.copy),
+                   self.size)
         if self.seed is not None: torch.manual_seed(part_seed(self.seed, draw))
         return (self.augment(x) if self.augment else x), self.targets[i]
 
@@ -56,9 +61,11 @@ def first_of_each(
     manifest,  # with `label` and `source`
     images=0   # half of it of each class; 0: all
 ):
-    "Of each class the first image of each source, then the second of each, and so on, in the order of the manifest."
+    """Of each class the first image of each source, then the second of each, and so on, in the
+    order of the manifest."""
     turn = manifest.groupby(['label', 'source']).cumcount().sort_values(kind='stable').index
-    kept = manifest.loc[turn].groupby('label').head(max(1, images // 2) if images else len(manifest)).index
+    kept = manifest.loc[turn].groupby('label').head(
+        max(1, images // 2) if images else len(manifest)).index
     return manifest[manifest.index.isin(kept)].reset_index(drop=True)
 
 # %% ../nbs/lib/05_dataset.ipynb #938e54a3
@@ -73,7 +80,8 @@ def quiet():
 
 # %% ../nbs/lib/05_dataset.ipynb #77db7193
 class Batches(DataLoader):
-    "A DataLoader from whose workers an `ImageError` arrives as itself, not as a RuntimeError with a traceback in its text."
+    """A DataLoader from whose workers an `ImageError` arrives as itself, not as a RuntimeError with
+    a traceback in its text."""
     def __iter__(self):
         try: yield from super().__iter__()
         except RuntimeError as e:
@@ -102,7 +110,8 @@ def predict_logits(
     model.eval()
     out = []
     for images, _ in tqdm(batches, desc=desc, leave=False, **quiet()):
-        with autocast(device, dtype): out.append(model(to_input(images.to(device), normalize)).float().cpu())
+        with autocast(device, dtype):
+            out.append(model(to_input(images.to(device), normalize)).float().cpu())
     return torch.cat(out).numpy()
 
 # %% ../nbs/lib/05_dataset.ipynb #ece376db
@@ -115,9 +124,12 @@ def judge_copies(
     batch_size=32, # images judged at once
     workers=0      # processes that decode and corrupt
 ):
-    "p_fake of every image after every corruption: DataFrame with a row an image and a column a corruption, in float32 as the detector judges."
+    """p_fake of every image after every corruption: DataFrame with a row an image and a column a
+    corruption, in float32 as the detector judges."""
     pre, out = meta['preprocessing'], {}
     for c in copies:
         batches = loader(Faces(root, manifest, pre['size'], copy=c), batch_size, workers)
-        out[c] = p_fake(predict_logits(model, batches, pre['normalize'], device, torch.float32, c or 'as they are'), meta['temperature'])
+        out[c] = p_fake(
+            predict_logits(model, batches, pre['normalize'], device, torch.float32, c
+                           or 'as they are'), meta['temperature'])
     return pd.DataFrame(out)

@@ -35,7 +35,10 @@ from .model import *
 from .standin import make_pair
 
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
-SAYS = {'fake': 'likely AI-generated', 'real': 'no trace found', 'uncertain': 'uncertain', '': 'not judged'}
+SAYS = {
+    'fake': 'likely AI-generated', 'real': 'no trace found', 'uncertain': 'uncertain',
+    '': 'not judged'
+}
 
 @dataclass(frozen=True)
 class Verdict:
@@ -44,11 +47,15 @@ class Verdict:
     p_fake: float | None = None      # in [0, 1]; None when it could not be judged
     verdict: str = ''                # 'fake', 'real' or 'uncertain'; '' when it could not be judged
     error: str = ''                  # why not
-    face: int = 0                    # 1, 2 ... of the faces found, the largest first; 0: the whole image was judged
-    box: tuple | None = None         # (x, y, width, height) of the face in pixels of the image; None: the whole image
+    # 1, 2 ... of the faces found, the largest first; 0: the whole image was judged
+    face: int = 0
+    # (x, y, width, height) of the face in pixels of the image; None: the whole image
+    box: tuple | None = None
     thumbnail: bytes = field(default=b'', repr=False)  # JPEG of what was judged, at most 64 pixels
-    heatmap: np.ndarray | None = field(default=None, repr=False)  # float32 (h, w) in [0, 1]: evidence for the verdict
-    image: np.ndarray | None = field(default=None, repr=False)    # uint8 (3, size, size): what the network saw
+    # float32 (h, w) in [0, 1]: evidence for the verdict
+    heatmap: np.ndarray | None = field(default=None, repr=False)
+    # uint8 (3, size, size): what the network saw
+    image: np.ndarray | None = field(default=None, repr=False)
 
     def overlay(self, alpha=0.6): return overlay(self.image, self.heatmap, alpha)  # uint8 (H, W, 3)
 
@@ -58,8 +65,8 @@ COLUMNS = ('path', 'face', 'p_fake', 'verdict', 'error')
 def safe_cell(
     text  # a file name or an error
 ):
-    """Text as a table holds it: a spreadsheet shows it and never runs it as a formula (OWASP, CSV injection),
-    and bytes of a name that are not UTF-8 are spelt out."""
+    """Text as a table holds it: a spreadsheet shows it and never runs it as a formula (OWASP, CSV
+    injection), and bytes of a name that are not UTF-8 are spelt out."""
     shown = text.encode('utf-8', 'backslashreplace').decode()
     return f"'{shown}" if shown[:1] in ('=', '+', '-', '@', '\t', '\r') else shown
 
@@ -68,23 +75,30 @@ def row(
 ):
     "A verdict as the list of strings of a table's row, in the order of `COLUMNS`."
     p = '' if verdict.p_fake is None else f'{verdict.p_fake:.6f}'
-    return [safe_cell(verdict.path), str(verdict.face), p, verdict.verdict, safe_cell(verdict.error)]
+    return [
+        safe_cell(verdict.path),
+        str(verdict.face), p, verdict.verdict,
+        safe_cell(verdict.error)
+    ]
 
 # %% ../nbs/lib/07_detector.ipynb #69918f6e
 def folded(
     model  # ResNet18 in evaluation mode
 ):
-    "`model` without batch normalisations: a copy whose convolutions do their work; the model itself when it has none."
+    """`model` without batch normalisations: a copy whose convolutions do their work; the model
+    itself when it has none."""
     if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()): return model
     own = deepcopy(model).eval()
     for m in list(own.modules()):
         for conv, norm in (('conv1', 'bn1'), ('conv2', 'bn2'), ('0', '1')):
             if not isinstance(getattr(m, norm, None), nn.BatchNorm2d): continue
-            setattr(m, conv, fuse_conv_bn_eval(getattr(m, conv), getattr(m, norm))); setattr(m, norm, nn.Identity())
+            setattr(m, conv, fuse_conv_bn_eval(getattr(m, conv), getattr(m, norm)))
+            setattr(m, norm, nn.Identity())
     return own
 
 # %% ../nbs/lib/07_detector.ipynb #8ca4ed36
-SHIPPED = Path(__file__).resolve().parent/'weights'/'model.safetensors' if '__file__' in globals() else None
+SHIPPED = (Path(__file__).resolve().parent/'weights' /
+           'model.safetensors' if '__file__' in globals() else None)
 
 class Detector:
     "Judges and explains images with the weights of one checkpoint. Safe to share between threads."
@@ -95,21 +109,28 @@ class Detector:
     ):
         self.device, self.meta = pick_device(device), meta
         self.onednn = self.device.type == 'cpu' and torch.backends.mkldnn.is_available()
-        self.model = folded(model.eval()).to(self.device, memory_format=torch.contiguous_format if self.onednn else torch.channels_last)
-        self.threshold, self.temperature, self.band = meta['threshold'], meta['temperature'], tuple(meta['band'])
-        self.size, self.normalize = meta['preprocessing']['size'], meta['preprocessing']['normalize']
+        self.model = folded(model.eval()).to(
+            self.device,
+            memory_format=torch.contiguous_format if self.onednn else torch.channels_last)
+        self.threshold, self.temperature, self.band = meta['threshold'], meta['temperature'], tuple(
+            meta['band'])
+        self.size, self.normalize = meta['preprocessing']['size'], meta['preprocessing'][
+            'normalize']
 
     @classmethod
     def load(cls,
         path=None,     # checkpoint; None: the weights that ship with the package
         device='auto'  # see `pick_device`
     ):
-        "A detector from a checkpoint file. Raises `FaceError` when it cannot be used, or when it is the shipped one and not as it was shipped."
+        """A detector from a checkpoint file. Raises `FaceError` when it cannot be used, or when it
+        is the shipped one and not as it was shipped."""
         path = path or SHIPPED
         if path == SHIPPED: check_seal(path)
         return cls(*load_checkpoint(path), device)
 
-    def weights(self): return [digest(v.cpu().numpy().tobytes()) for v in self.model.state_dict().values()]  # which they are
+    def weights(self):
+        # which they are
+        return [digest(v.cpu().numpy().tobytes()) for v in self.model.state_dict().values()]
 
     def look(self,
         crops  # uint8 tensor (N, 3, size, size)
@@ -120,13 +141,17 @@ class Detector:
 
 # %% ../nbs/lib/07_detector.ipynb #bc925f61
 def named(
-    images  # one image or many: paths, bytes, file objects, PIL images, uint8 arrays (3, H, W), or (name, image) pairs whose image may also be a function that returns one
+    # one image or many: paths, bytes, file objects, PIL images, uint8 arrays (3, H, W), or (name,
+    # image) pairs whose image may also be a function that returns one
+    images
 ):
     "`(name, image)` pairs, one at a time."
     one = isinstance(images, (str, Path, bytes, Image.Image, np.ndarray)) or hasattr(images, 'read')
     for i, im in enumerate([images] if one else images):
         if isinstance(im, tuple): yield str(im[0]), im[1]
-        else: yield str(im) if isinstance(im, (str, Path)) else str(getattr(im, 'name', None) or f'image {i + 1}'), im
+        else:
+            yield str(im) if isinstance(im, (str, Path)) else str(
+                getattr(im, 'name', None) or f'image {i + 1}'), im
 
 # %% ../nbs/lib/07_detector.ipynb #a42faaeb
 READERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # each may hold one image of `MAX_PIXELS`
@@ -136,21 +161,25 @@ def faces_of(
     whole,  # judge the image as it is
     item    # (name, image) from `named`
 ):
-    "`(verdict still empty, uint8 tensor (3, size, size))` for each face of one image; one with None when there is an error."
+    """`(verdict still empty, uint8 tensor (3, size, size))` for each face of one image; one with
+    None when there is an error."""
     name, im = item
     try:
         if callable(im): im = im()
         pixels = im if isinstance(im, np.ndarray) else open_image(im, name)
-        faces = [(None, fit_to(torch.from_numpy(pixels), size))] if whole else face_crops(pixels, size, name)
+        faces = ([(None, fit_to(torch.from_numpy(pixels), size))] if whole else face_crops(
+            pixels, size, name))
     except ImageError as e: return [(Verdict(name, error=e.cause), None)]
-    return [(Verdict(name, face=i if box else 0, box=box, thumbnail=small(crop)), crop) for i, (box, crop) in enumerate(faces, 1)]
+    return [(Verdict(name, face=i if box else 0, box=box, thumbnail=small(crop)), crop)
+            for i, (box, crop) in enumerate(faces, 1)]
 
 def candidates(
     images,      # see `named`
     size,        # side that the model wants
     whole=False  # judge each image as it is, without looking for faces
 ):
-    "`(verdict still empty, uint8 tensor (3, size, size) or None)` for each face, in the order of the images; None when there is an error."
+    """`(verdict still empty, uint8 tensor (3, size, size) or None)` for each face, in the order of
+    the images; None when there is an error."""
     for found in ahead(partial(faces_of, size, whole), named(images), READERS, 16): yield from found
 
 def small(
@@ -158,7 +187,8 @@ def small(
 ):
     "JPEG of the crop at 64 x 64 pixels, as bytes."
     bgr = np.ascontiguousarray(crop.numpy().transpose(1, 2, 0)[..., ::-1])
-    return cv2.imencode('.jpg', cv2.resize(bgr, (64, 64), interpolation=cv2.INTER_AREA))[1].tobytes()
+    return cv2.imencode('.jpg', cv2.resize(bgr, (64, 64),
+                                           interpolation=cv2.INTER_AREA))[1].tobytes()
 
 # %% ../nbs/lib/07_detector.ipynb #1e46d3e8
 @torch.inference_mode()
@@ -175,7 +205,8 @@ def judge_batch(
     p, more = p_fake(logits.cpu(), detector.temperature), [{}] * len(crops)
     if explain:
         target = torch.from_numpy(np.where(p >= detector.threshold, FAKE, REAL)).to(maps.device)
-        heats = heat(maps, target).cpu().numpy() if explain == 'gradcam' else fine_heat(detector.model, to_input(x.to(detector.device), detector.normalize), target, explain)
+        heats = (heat(maps, target).cpu().numpy() if explain == 'gradcam' else fine_heat(
+            detector.model, to_input(x.to(detector.device), detector.normalize), target, explain))
         more = [dict(heatmap=h, image=c.numpy()) for h, c in zip(heats, crops)]
     told = (dict(p_fake=float(q), verdict=decide(q, *detector.band)) | m for q, m in zip(p, more))
     return [v if c is None else replace(v, **next(told)) for v, c in batch]
@@ -188,9 +219,12 @@ def stream(self:Detector,
     progress=False,# show a progress bar
     whole=False    # judge each image as it is, without looking for faces
 ):
-    "Verdicts one by one, in the order of the images, holding one batch at a time and the next images to come."
-    if explain and explain not in METHODS: raise FaceError(f'heatmap {explain!r} is not one of {", ".join(METHODS)}')
-    total = len(images) if hasattr(images, '__len__') and not isinstance(images, (str, bytes)) else None
+    """Verdicts one by one, in the order of the images, holding one batch at a time and the next
+    images to come."""
+    if explain and explain not in METHODS:
+        raise FaceError(f'heatmap {explain!r} is not one of {", ".join(METHODS)}')
+    total = (len(images) if hasattr(images, '__len__') and not isinstance(images,
+                                                                          (str, bytes)) else None)
     items = tqdm(named(images), 'judging', total, unit=' images', disable=not progress)
     source = candidates(items, self.size, whole)
     while batch := list(islice(source, batch_size)):
@@ -237,21 +271,35 @@ def html_row(
     "A verdict as a row of an HTML table."
     what = escape(v.path) + (f', face {v.face}' if v.face else '')
     seen = html_image(v.thumbnail, f'{what} as the model saw it') if v.thumbnail else ''
-    if v.heatmap is not None: seen += ' ' + html_image(cv2.imencode('.jpg', np.ascontiguousarray(v.overlay()[..., ::-1]))[1].tobytes(), 'the same with its heatmap')
-    return f'<tr><td>{seen}</td><td>{what}</td><td>{SAYS[v.verdict]}</td><td>{"" if v.p_fake is None else f"{v.p_fake:.3f}"}</td><td>{escape(v.error)}</td></tr>'
+    if v.heatmap is not None:
+        seen += (' ' + html_image(
+            cv2.imencode('.jpg', np.ascontiguousarray(v.overlay()[..., ::-1]))[1].tobytes(),
+            'the same with its heatmap'))
+    p = '' if v.p_fake is None else f'{v.p_fake:.3f}'
+    cells = (seen, what, SAYS[v.verdict], p, escape(v.error))
+    return f'<tr>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
-CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model misses most faces of generators that it has not learned from, so "no trace found" does not mean that a face is a photograph.')
+CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
+          'misses most faces of generators that it has not learned from, so "no trace found" does '
+          'not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."
     def _repr_html_(self):
-        head = ''.join(f'<th style="text-align:left">{h}</th>' for h in ('face', 'file', 'verdict', 'p_fake', 'reason'))
-        return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(map(html_row, self))}</tbody></table>'
+        head = ''.join(f'<th style="text-align:left">{h}</th>'
+                       for h in ('face', 'file', 'verdict', 'p_fake', 'reason'))
+        rows = ''.join(map(html_row, self))
+        return f'<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
     def page(self, title='Real or generated?'):
         "The table as an HTML page of its own."
-        return f'<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title><style>:root{{color-scheme:light dark}}body{{font-family:sans-serif}}td,th{{padding:4px 8px;overflow-wrap:anywhere}}</style><h1>{escape(title)}</h1><p>{CAVEAT}</p>{self._repr_html_()}'
+        title = escape(title)
+        return (f'<!doctype html><meta charset="utf-8">'
+                f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
+                '<style>:root{color-scheme:light dark}body{font-family:sans-serif}'
+                'td,th{padding:4px 8px;overflow-wrap:anywhere}</style>'
+                f'<h1>{title}</h1><p>{CAVEAT}</p>{self._repr_html_()}')
 
 Verdict._repr_html_ = lambda self: Verdicts([self])._repr_html_()
 
@@ -268,7 +316,8 @@ def decided(
     band       # (low, high)
 ):
     "The same verdicts by another band, as `Verdicts`."
-    return Verdicts(v if v.p_fake is None else replace(v, verdict=decide(v.p_fake, *band)) for v in verdicts)
+    return Verdicts(v if v.p_fake is None else replace(v, verdict=decide(v.p_fake, *band))
+                    for v in verdicts)
 
 def tally(
     n,     # images
@@ -277,13 +326,16 @@ def tally(
 ):
     "One line about many verdicts; the faces are told when they are not one an image."
     faces = sum(counts.values()) - counts['']
-    return f'{n} image{"s" * (n != 1)}' + (f' with {faces} face{"s" * (faces != 1)}' if faces + counts[''] != n else '') + ': ' + ', '.join(f'{counts[k]} {name}' for k, name in names.items() if counts[k])
+    return (f'{n} image{"s" * (n != 1)}' +
+            (f' with {faces} face{"s" * (faces != 1)}' if faces + counts[''] != n else '') + ': ' +
+            ', '.join(f'{counts[k]} {name}' for k, name in names.items() if counts[k]))
 
 def false_positives(
     meta,      # of a checkpoint
     threshold  # p_fake from which a face is called fake
 ):
-    "`(k, n)`: how many of the real validation images would be called fake; `(0, 0)` when the checkpoint does not tell."
+    """`(k, n)`: how many of the real validation images would be called fake; `(0, 0)` when the
+    checkpoint does not tell."""
     scores = np.asarray(meta.get('real_scores', []))
     return int((scores >= threshold).sum()), len(scores)
 
@@ -292,7 +344,8 @@ def csv_rows(
     verdicts,  # iterable of Verdict
     f          # text file to write to, opened with newline=''
 ):
-    "Write verdicts as CSV with the columns path, face, p_fake, verdict, error; yields each verdict once it is written."
+    """Write verdicts as CSV with the columns path, face, p_fake, verdict, error; yields each
+    verdict once it is written."""
     out = csv.writer(f)
     out.writerow(COLUMNS)
     for v in verdicts:
@@ -310,7 +363,8 @@ def whole_lines(
 def judged_before(
     f  # table of verdicts, open for reading and writing
 ):
-    """Names of the images whose rows stand in a table. The rows of the last one, which may lack some, are removed.
+    """Names of the images whose rows stand in a table. The rows of the last one, which may lack
+    some, are removed.
 
     Raises `FaceError` when the file is no such table."""
     names, last, start, end = set(), None, 0, 0
@@ -332,7 +386,8 @@ def judge_into(
     images,    # paths
     **options  # of `Detector.stream`
 ):
-    """Append verdicts to a table as they come, and yield them; images that stand in the table are skipped.
+    """Append verdicts to a table as they come, and yield them; images that stand in the table are
+    skipped.
 
     Raises `FaceError` when the file is in use, or holds something else."""
     with alone(table), open(table, 'r+', 1, 'utf-8', 'backslashreplace', newline='') as f:
@@ -363,7 +418,8 @@ def save_heatmap(
     """Write the overlay of a verdict as PNG into a folder, named after its image; returns the path.
 
     Eight digits of the path's digest tell images of one name in several folders apart."""
-    stem = Path(verdict.path).stem.encode('utf-8', 'replace')[:80].decode('utf-8', 'ignore')  # file systems count bytes
+    # file systems count bytes
+    stem = Path(verdict.path).stem.encode('utf-8', 'replace')[:80].decode('utf-8', 'ignore')
     face = f'-{verdict.face}' if verdict.face > 1 else ''
     path = Path(folder)/f'{stem}-{digest(os.fsencode(verdict.path))[:8]}{face}.png'
     with atomic_write(path, 'wb') as f:
@@ -375,7 +431,11 @@ def examples():
     "`{name: bytes}` of images that anyone may have."
     from matplotlib.cbook import get_sample_data  # slow to import, and wanted here only
     real, fake = make_pair('test', 2, size=256)
-    return {'Grace Hopper, photograph.jpg': Path(get_sample_data('grace_hopper.jpg', asfileobj=False)).read_bytes(), 'drawn face.jpg': real, 'drawn face, a forgery unknown to the model.jpg': fake}
+    return {
+        'Grace Hopper, photograph.jpg': Path(get_sample_data('grace_hopper.jpg',
+                                                             asfileobj=False)).read_bytes(),
+        'drawn face.jpg': real, 'drawn face, a forgery unknown to the model.jpg': fake
+    }
 
 # %% ../nbs/lib/07_detector.ipynb #b04af90a
 def checkpoints(
@@ -383,15 +443,19 @@ def checkpoints(
     given=None # a checkpoint that comes first, if any
 ):
     "`{name: path}` of the weights one may choose from; newest runs first, at most 20."
-    found = sorted(Path(runs).glob('*/model.safetensors'), key=lambda p: p.parent.name, reverse=True)[:20]
-    return ({Path(given).name: Path(given)} if given else {}) | {'shipped': SHIPPED} | {p.parent.name: p for p in found}
+    found = sorted(
+        Path(runs).glob('*/model.safetensors'), key=lambda p: p.parent.name, reverse=True)[:20]
+    return (({Path(given).name: Path(given)} if given else {}) | {'shipped': SHIPPED}
+            | {p.parent.name: p
+               for p in found})
 
 # %% ../nbs/lib/07_detector.ipynb #0df48eba
 def export_onnx(
     detector, # Detector
     path      # .onnx
 ):
-    """Write a detector as ONNX, atomically: `image`, uint8 (N, 3, size, size), to `p_fake`, float32 (N,).
+    """Write a detector as ONNX, atomically: `image`, uint8 (N, 3, size, size), to `p_fake`, float32
+    (N,).
 
     Raises `FaceError` without the extra 'onnx'."""
     if not (find_spec('onnx') and find_spec('onnxscript')):
@@ -404,7 +468,8 @@ def export_onnx(
             fake, real = self.net(to_input(image, detector.normalize)).unbind(1)
             return torch.sigmoid((fake - real) / detector.temperature)
     few = torch.zeros(2, 3, detector.size, detector.size, dtype=torch.uint8)
-    program = torch.onnx.export(Judge().eval(), (few,), input_names=['image'], output_names=['p_fake'],
-                                dynamic_shapes=[{0: torch.export.Dim('n')}], dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        Judge().eval(), (few, ), input_names=['image'], output_names=['p_fake'],
+        dynamic_shapes=[{0: torch.export.Dim('n')}], dynamo=True, verbose=False)
     with atomic_write(path, 'wb') as f:
         f.write(program.model_proto.SerializeToString())

@@ -18,8 +18,9 @@ import seaborn as sns
 from scipy.stats import binomtest, fisher_exact
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import (auc, average_precision_score, brier_score_loss, confusion_matrix, f1_score, log_loss, matthews_corrcoef,
-                             precision_recall_curve, precision_score, roc_auc_score, roc_curve)
+from sklearn.metrics import (auc, average_precision_score, brier_score_loss, confusion_matrix,
+                             f1_score, log_loss, matthews_corrcoef, precision_recall_curve,
+                             precision_score, roc_auc_score, roc_curve)
 from tqdm import tqdm
 
 from .core import *
@@ -34,13 +35,16 @@ def ranking(
     is_fake,  # bool (N,)
     score     # p_fake (N,)
 ):
-    "AUC, equal error rate and the share of fakes caught at each of `FPRS`, from one ROC curve; its thresholds are chosen on these very images."
+    """AUC, equal error rate and the share of fakes caught at each of `FPRS`, from one ROC curve;
+    its thresholds are chosen on these very images."""
     false, true, _ = roc_curve(is_fake, score, drop_intermediate=False)
     i = int(np.argmax(true >= 1 - false))  # where misses and false alarms cross
     j = max(i - 1, 0)
     gap_j, gap_i = 1 - true[j] - false[j], 1 - true[i] - false[i]
     at = gap_j / (gap_j - gap_i) if gap_j > gap_i else 0.
-    return dict(auc=float(auc(false, true)), eer=float(false[j] + at * (false[i] - false[j]))) | {f'tpr_at_{100 * f:g}_fpr': float(true[false <= f].max()) for f in FPRS}
+    return (dict(auc=float(auc(false, true)), eer=float(false[j] + at * (false[i] - false[j])))
+            | {f'tpr_at_{100 * f:g}_fpr': float(true[false <= f].max())
+               for f in FPRS})
 
 # %% ../nbs/04_evaluate.ipynb #575bd182
 def summaries(
@@ -50,8 +54,10 @@ def summaries(
 ):
     "Every metric that is no share of images: `{name: number}`."
     said = score >= threshold
-    return dict(f1=f1_score(is_fake, said, zero_division=0), mcc=matthews_corrcoef(is_fake, said), **ranking(is_fake, score), average_precision=average_precision_score(is_fake, score),
-                brier=brier_score_loss(is_fake, score), log_loss=log_loss(is_fake, np.clip(score, 1e-7, 1 - 1e-7)))
+    return dict(f1=f1_score(is_fake, said, zero_division=0), mcc=matthews_corrcoef(is_fake, said),
+                **ranking(is_fake, score), average_precision=average_precision_score(
+                    is_fake, score), brier=brier_score_loss(is_fake, score), log_loss=log_loss(
+                        is_fake, np.clip(score, 1e-7, 1 - 1e-7)))
 
 # %% ../nbs/04_evaluate.ipynb #49a617b7
 def evaluate(
@@ -61,32 +67,40 @@ def evaluate(
     seed=42,        # of the resampling
     band=None       # (low, high) between which the verdict is 'uncertain'
 ):
-    "Metrics as `{name: {value, low, high}}` with counts and the confusion matrix; shares carry Wilson intervals, the others bootstrap ones."
+    """Metrics as `{name: {value, low, high}}` with counts and the confusion matrix; shares carry
+    Wilson intervals, the others bootstrap ones."""
     fake, score = (predictions.label == 'fake').to_numpy(), predictions.p_fake.to_numpy()
     said = score >= threshold
     (tp, fn), (fp, tn) = matrix = confusion_matrix(~fake, ~said, labels=[False, True]).tolist()
-    out = dict(accuracy=share(tp + tn, len(fake)), precision=share(tp, tp + fp), recall=share(tp, tp + fn), specificity=share(tn, tn + fp))
+    out = dict(accuracy=share(tp + tn, len(fake)), precision=share(tp, tp + fp),
+               recall=share(tp, tp + fn), specificity=share(tn, tn + fp))
     if band:
         sure = (score < band[0]) | (score >= band[1])
-        out |= dict(answered=share(sure.sum(), len(fake)), wrong_answers=share((sure & (said != fake)).sum(), sure.sum()))
-    if fake.any() and not fake.all(): out |= bootstrap_all(lambda y, s: summaries(y, s, threshold), fake, score, bootstrap, seed)
+        out |= dict(answered=share(sure.sum(), len(fake)),
+                    wrong_answers=share((sure & (said != fake)).sum(), sure.sum()))
+    if fake.any() and not fake.all():
+        out |= bootstrap_all(lambda y, s: summaries(y, s, threshold), fake, score, bootstrap, seed)
     low, high = ece_if_perfect(score, min(bootstrap, 500), seed)
-    return dict(n=len(fake), n_fake=int(fake.sum()), n_real=int((~fake).sum()), threshold=threshold, confusion=matrix, metrics=out,
-                calibration=dict(ece=ece(fake, score), low=low, high=high))
+    return dict(
+        n=len(fake), n_fake=int(fake.sum()), n_real=int((~fake).sum()), threshold=threshold,
+        confusion=matrix, metrics=out, calibration=dict(ece=ece(fake, score), low=low, high=high))
 
 # %% ../nbs/04_evaluate.ipynb #db5f74fd
 def metrics_table(
     result  # from `evaluate`
 ):
     "The metrics as a DataFrame to show: value, 95 % interval, and the counts behind a share."
-    rows = [(n, f'{m["value"]:.4f}', f'{m["low"]:.4f} to {m["high"]:.4f}', f'{m["k"]} of {m["n"]}' if 'k' in m else '') for n, m in result['metrics'].items()]
-    return pd.DataFrame(rows, columns=['metric', 'value', '95 % interval', 'images']).set_index('metric')
+    rows = [(n, f'{m["value"]:.4f}', f'{m["low"]:.4f} to {m["high"]:.4f}',
+             f'{m["k"]} of {m["n"]}' if 'k' in m else '') for n, m in result['metrics'].items()]
+    return pd.DataFrame(rows, columns=['metric', 'value', '95 % interval',
+                                       'images']).set_index('metric')
 
 # %% ../nbs/04_evaluate.ipynb #f9230d69
 def mcnemar(
     right_a, right_b  # bool (N,): whether each model is right on each image
 ):
-    "`{only_a, only_b, p}`: images that only one model judges rightly, and the exact two-sided p-value that neither is better."
+    """`{only_a, only_b, p}`: images that only one model judges rightly, and the exact two-sided
+    p-value that neither is better."""
     a, b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return dict(only_a=a, only_b=b, p=float(binomtest(a, a + b).pvalue) if a + b else 1.)
 
@@ -97,13 +111,17 @@ def compare(
     bootstrap=2000,   # resamples
     seed=42           # of the resampling
 ):
-    "Two models on the same images: n, accuracy of each with McNemar's test, and the difference of their AUC (a - b) with its paired bootstrap interval. Raises `FaceError` when no image was judged by both."
+    """Two models on the same images: n, accuracy of each with McNemar's test, and the difference of
+    their AUC (a - b) with its paired bootstrap interval. Raises `FaceError` when no image was
+    judged by both."""
     both = a.merge(b[['path', 'p_fake']], 'inner', 'path', suffixes=('_a', '_b'))
-    if not len(both): raise FaceError('the two runs have no test image in common; nothing can be compared')
+    if not len(both):
+        raise FaceError('the two runs have no test image in common; nothing can be compared')
     fake, scores = (both.label == 'fake').to_numpy(), both[['p_fake_a', 'p_fake_b']].to_numpy()
     right = (scores >= thresholds) == fake[:, None]
     difference = lambda y, s: dict(auc=roc_auc_score(y, s[:, 0]) - roc_auc_score(y, s[:, 1]))
-    return dict(n=len(both), accuracy=[float(v) for v in right.mean(0)], auc=[float(roc_auc_score(fake, s)) for s in scores.T], mcnemar=mcnemar(*right.T),
+    return dict(n=len(both), accuracy=[float(v) for v in right.mean(0)],
+                auc=[float(roc_auc_score(fake, s)) for s in scores.T], mcnemar=mcnemar(*right.T),
                 auc_difference=bootstrap_all(difference, fake, scores, bootstrap, seed)['auc'])
 
 # %% ../nbs/04_evaluate.ipynb #32aaaf2c
@@ -113,8 +131,8 @@ def plot_confusion(
 ):
     "The confusion matrix as a figure: rows are what the image is, columns what the model says."
     ax = ax or plt.subplots(figsize=(3.4, 2.8))[1]
-    sns.heatmap(np.array(result['confusion']), annot=True, fmt='d', cmap='Blues', cbar=False, ax=ax, annot_kws=dict(size=14),
-                xticklabels=CLASSES, yticklabels=CLASSES)
+    sns.heatmap(np.array(result['confusion']), annot=True, fmt='d', cmap='Blues', cbar=False, ax=ax,
+                annot_kws=dict(size=14), xticklabels=CLASSES, yticklabels=CLASSES)
     ax.set(xlabel='the model says', ylabel='the image is', title=f'{result["n"]:,} images')
     return ax
 
@@ -125,14 +143,21 @@ def plot_curves(
 ):
     "ROC and precision-recall curves side by side."
     fake, score = predictions.label == 'fake', predictions.p_fake
-    fpr, tpr, _ = roc_curve(fake, score); precision, recall, _ = precision_recall_curve(fake, score)
+    fpr, tpr, _ = roc_curve(fake, score)
+    precision, recall, _ = precision_recall_curve(fake, score)
     said = score >= threshold
     fig, (a, b) = plt.subplots(1, 2, figsize=(8, 3.2))
-    a.plot(fpr, tpr, color='C0'); a.plot([0, 1], [0, 1], color='0.7', ls=':')
-    a.plot(said[~fake].mean(), said[fake].mean(), 'o', color='C1', label=f'threshold {threshold:.2f}'); a.legend()
-    a.set(xlabel='share of reals accused', ylabel='share of fakes caught', title=f'ROC, area {roc_auc_score(fake, score):.4f}')
-    b.plot(recall, precision, color='C0'); b.plot(said[fake].mean(), precision_score(fake, said, zero_division=0), 'o', color='C1')
-    b.set(xlabel='share of fakes caught (recall)', ylabel='share of accusations true', ylim=(0, 1.03),
+    a.plot(fpr, tpr, color='C0')
+    a.plot([0, 1], [0, 1], color='0.7', ls=':')
+    a.plot(said[~fake].mean(), said[fake].mean(), 'o', color='C1',
+           label=f'threshold {threshold:.2f}')
+    a.legend()
+    a.set(xlabel='share of reals accused', ylabel='share of fakes caught',
+          title=f'ROC, area {roc_auc_score(fake, score):.4f}')
+    b.plot(recall, precision, color='C0')
+    b.plot(said[fake].mean(), precision_score(fake, said, zero_division=0), 'o', color='C1')
+    b.set(xlabel='share of fakes caught (recall)', ylabel='share of accusations true',
+          ylim=(0, 1.03),
           title=f'precision-recall, area {average_precision_score(fake, score):.4f}')
     fig.tight_layout()
     return fig
@@ -142,11 +167,15 @@ def plot_scores(
     predictions,   # DataFrame with `label` and `p_fake`
     threshold=0.5  # marked
 ):
-    "How the scores of both classes are spread; what lies on the wrong side of the line is an error."
+    """How the scores of both classes are spread; what lies on the wrong side of the line is an
+    error."""
     fig, ax = plt.subplots(figsize=(5, 2.6))
-    sns.histplot(predictions, x='p_fake', hue='label', hue_order=CLASSES, bins=40, binrange=(0, 1), palette=['C1', 'C0'], element='step', ax=ax)
+    sns.histplot(predictions, x='p_fake', hue='label', hue_order=CLASSES, bins=40, binrange=(0, 1),
+                 palette=['C1', 'C0'], element='step', ax=ax)
     sns.move_legend(ax, 'upper center', title='the image is')
-    ax.set(yscale='symlog', xlabel='p_fake', ylabel='images'); ax.axvline(threshold, color='k', ls=':'); fig.tight_layout()
+    ax.set(yscale='symlog', xlabel='p_fake', ylabel='images')
+    ax.axvline(threshold, color='k', ls=':')
+    fig.tight_layout()
     return fig
 
 # %% ../nbs/04_evaluate.ipynb #d160ff2b
@@ -155,15 +184,19 @@ def plot_reliability(
     bins=10,      # of equal width, as in `ece`
     ax=None       # where to draw
 ):
-    "Reliability diagram: the share of fakes among images of like p_fake, with Wilson intervals; on the diagonal a probability means what it says."
+    """Reliability diagram: the share of fakes among images of like p_fake, with Wilson intervals;
+    on the diagonal a probability means what it says."""
     ax = ax or plt.subplots(figsize=(3.6, 3.2))[1]
     fake, score = (predictions.label == 'fake').to_numpy(), predictions.p_fake.to_numpy()
     which = np.minimum((score * bins).astype(int), bins - 1)
     ax.plot([0, 1], [0, 1], color='0.7', ls=':')
     for b in np.unique(which):
         k, n, x = fake[which == b].sum(), (which == b).sum(), score[which == b].mean()
-        ax.vlines(x, *wilson(k, n), color='C0', lw=1); ax.plot(x, k / n, 'o', color='C0', ms=5); ax.annotate(f'{n}', (x, k / n), xytext=(4, -9), textcoords='offset points', fontsize=7)
-    ax.set(xlabel='p_fake', ylabel='share that is fake', xlim=(-.03, 1.03), ylim=(-.03, 1.03), title=f'calibration error {ece(fake, score):.3f}')
+        ax.vlines(x, *wilson(k, n), color='C0', lw=1)
+        ax.plot(x, k / n, 'o', color='C0', ms=5)
+        ax.annotate(f'{n}', (x, k / n), xytext=(4, -9), textcoords='offset points', fontsize=7)
+    ax.set(xlabel='p_fake', ylabel='share that is fake', xlim=(-.03, 1.03), ylim=(-.03, 1.03),
+           title=f'calibration error {ece(fake, score):.3f}')
     return ax
 
 # %% ../nbs/04_evaluate.ipynb #f4389e6c
@@ -171,7 +204,8 @@ def errors(
     predictions,   # DataFrame with `label` and `p_fake`
     threshold=0.5
 ):
-    "The misclassified images, surest first, with `error` ('miss' or 'false alarm') and `confidence` in the wrong answer."
+    """The misclassified images, surest first, with `error` ('miss' or 'false alarm') and
+    `confidence` in the wrong answer."""
     said = np.where(predictions.p_fake >= threshold, 'fake', 'real')
     e = predictions[said != predictions.label].copy()
     e['error'] = np.where(e.label == 'fake', 'miss', 'false alarm')
@@ -183,14 +217,22 @@ def plot_errors(
     root,     # data set
     wrong,    # from `errors`, with `path`
     n=12,     # how many, half of each kind
-    show=None # (uint8 (3, H, W), p_fake) -> list of pictures (h, w, 3) to show one below the other; None: the image alone
+    # (uint8 (3, H, W), p_fake) -> list of pictures (h, w, 3) to show one below the other; None: the
+    # image alone
+    show=None
 ):
     "The surest false alarms, then the surest misses, each with its score."
     show, cols = show or (lambda image, p: [image.transpose(1, 2, 0)]), 6
-    shown = [(e, show(open_image(Path(root)/e.path, e.path), e.p_fake)) for kind in ('false alarm', 'miss') for e in wrong[wrong.error == kind].head(max(1, n // 2)).itertuples()]
-    lines = [part[i:i + cols] for kind in ('false alarm', 'miss') for part in [[s for s in shown if s[0].error == kind]] for i in range(0, len(part), cols)]
+    shown = [(e, show(open_image(Path(root)/e.path, e.path), e.p_fake))
+             for kind in ('false alarm', 'miss')
+             for e in wrong[wrong.error == kind].head(max(1, n // 2)).itertuples()]
+    lines = [
+        part[i:i + cols] for kind in ('false alarm', 'miss')
+        for part in [[s for s in shown if s[0].error == kind]] for i in range(0, len(part), cols)
+    ]
     high = max((len(pictures) for _, pictures in shown), default=1)
-    fig, axes = plt.subplots(max(1, high * len(lines)), cols, figsize=(8, 1.5 * max(1, high * len(lines))), squeeze=False)
+    fig, axes = plt.subplots(max(1, high * len(lines)), cols,
+                             figsize=(8, 1.5 * max(1, high * len(lines))), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for i, line in enumerate(lines):
         for j, (e, pictures) in enumerate(line):
@@ -203,23 +245,30 @@ def plot_errors(
 def properties(
     image  # uint8 (3, H, W)
 ):
-    "Brightness, contrast, colourfulness and sharpness of an image, as floats; sharpness is the variance of the Laplacian of its brightness."
+    """Brightness, contrast, colourfulness and sharpness of an image, as floats; sharpness is the
+    variance of the Laplacian of its brightness."""
     x = image.astype(np.float32) / 255
     grey = x.mean(0)
-    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    return dict(brightness=float(grey.mean()), contrast=float(grey.std()), colour=float(x.std(0).mean()), sharpness=float(laplacian.var()))
+    laplacian = (4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] -
+                 grey[1:-1, 2:])
+    return dict(brightness=float(grey.mean()), contrast=float(grey.std()),
+                colour=float(x.std(0).mean()), sharpness=float(laplacian.var()))
 
 # %% ../nbs/04_evaluate.ipynb #31e78aad
 def look(
     root,  # data set
     path   # of the image, relative to it
 ):
-    "`properties` of a file with its kilobytes, JPEG quality and, if a face is found, the share of the image's side that the aligned square around eyes and mouth takes: in crops about 1, the smaller the more surroundings."
+    """`properties` of a file with its kilobytes, JPEG quality and, if a face is found, the share of
+    the image's side that the aligned square around eyes and mouth takes: in crops about 1, the
+    smaller the more surroundings."""
     data = read_bytes(Path(root)/path, path)
     with opened(data, path) as lazy: quality = jpeg_quality(lazy)
     image = open_image(data, path)
     faces = find_faces(image)
-    return properties(image) | dict(kilobytes=len(data) / 1000, quality=quality, face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan)
+    return (properties(image)
+            | dict(kilobytes=len(data) / 1000, quality=quality,
+                   face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan))
 
 # %% ../nbs/04_evaluate.ipynb #4a9356ce
 def compare_errors(
@@ -227,11 +276,15 @@ def compare_errors(
     n=1000,    # resamples
     seed=42
 ):
-    "For each property: median when right and when wrong, and the AUC with which it singles out the wrong ones, with its bootstrap interval."
+    """For each property: median when right and when wrong, and the AUC with which it singles out
+    the wrong ones, with its bootstrap interval."""
     wrong, rows = table.wrong.to_numpy(bool), {}
-    for c in table.columns.drop('wrong') if 5 <= wrong.sum() < len(wrong) else ():  # fewer errors support no comparison
-        v = table[c].fillna(table[c].median()).to_numpy(float); m = bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), wrong, v, n, seed)['auc']
-        rows[c] = dict(right=np.median(v[~wrong]), wrong=np.median(v[wrong]), auc=m['value'], low=m['low'], high=m['high'])
+    # fewer errors support no comparison
+    for c in table.columns.drop('wrong') if 5 <= wrong.sum() < len(wrong) else ():
+        v = table[c].fillna(table[c].median()).to_numpy(float)
+        m = bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), wrong, v, n, seed)['auc']
+        rows[c] = dict(right=np.median(v[~wrong]), wrong=np.median(v[wrong]), auc=m['value'],
+                       low=m['low'], high=m['high'])
     return pd.DataFrame(rows, index=['right', 'wrong', 'auc', 'low', 'high']).T
 
 # %% ../nbs/04_evaluate.ipynb #a4b461cb
@@ -242,17 +295,22 @@ def grouped(
     members, # bool (N,): images of the group
     name     # continues 'the images ...'
 ):
-    "Errors in a group of images: a dict of name, k, n, value with Wilson's low and high, `others` (the error rate outside) and Fisher's p that the two are equal."
-    k, n, k_rest, n_rest = int(wrong[members].sum()), int(members.sum()), int(wrong[~members].sum()), int((~members).sum())
-    return dict(name=name, k=k, n=n, value=k / n, **dict(zip(('low', 'high'), wilson(k, n))), others=k_rest / n_rest if n_rest else np.nan,
-                p=float(fisher_exact([[k, n - k], [k_rest, n_rest - k_rest]]).pvalue))
+    """Errors in a group of images: a dict of name, k, n, value with Wilson's low and high, `others`
+    (the error rate outside) and Fisher's p that the two are equal."""
+    k, n, k_rest, n_rest = int(wrong[members].sum()), int(members.sum()), int(
+        wrong[~members].sum()), int((~members).sum())
+    return dict(name=name, k=k, n=n, value=k / n, **dict(zip(('low', 'high'), wilson(k, n))),
+                others=k_rest / n_rest if n_rest else np.nan, p=float(
+                    fisher_exact([[k, n - k], [k_rest, n_rest - k_rest]]).pvalue))
 
 def holm(
     p  # (M,)
 ):
     "p-values after Holm's correction, which bounds the chance of any false claim among the M."
     order, m = np.argsort(p), len(p)
-    out = np.empty(m); out[order] = np.maximum.accumulate(np.asarray(p, float)[order] * np.arange(m, 0, -1)).clip(max=1)
+    out = np.empty(m)
+    out[order] = np.maximum.accumulate(
+        np.asarray(p, float)[order] * np.arange(m, 0, -1)).clip(max=1)
     return out
 
 def claims(
@@ -262,20 +320,26 @@ def claims(
     tested = groups[groups.n >= LEAST] if len(groups) else groups
     if not len(tested): return [f'Too few images for a claim: no group has {LEAST} of them.']
     out = tested[holm(tested.p) < .05]
-    return [f'Of the {r.n} images {r.name}, {r.k} are misjudged: {percent(r._asdict())}, against {100 * r.others:.1f} % of the others.' for r in out.itertuples()] or \
-        [f'None of these {len(tested)} groups of images is misjudged more or less often than the others beyond what chance explains.']
+    return [f'Of the {r.n} images {r.name}, {r.k} are misjudged: {percent(r._asdict())}, against '
+            f'{100 * r.others:.1f} % of the others.' for r in out.itertuples()] or \
+        [f'None of these {len(tested)} groups of images is misjudged more or less often than the '
+         'others beyond what chance explains.']
 
 # %% ../nbs/04_evaluate.ipynb #0b040372
 def slices(
     table,   # one row an image: `wrong` (bool) and numeric properties
     parts=4  # slices of each property
 ):
-    "Errors by slices of each property: DataFrame with a row from `grouped` a slice; images without the property, such as those in which no face was found, are a slice of their own."
+    """Errors by slices of each property: DataFrame with a row from `grouped` a slice; images
+    without the property, such as those in which no face was found, are a slice of their own."""
     rows, wrong = [], table.wrong.to_numpy(bool)
     for c in table.columns.drop('wrong'):
         cut, none = pd.qcut(table[c], parts, duplicates='drop'), table[c].isna().to_numpy()
-        parted = [((cut == part).to_numpy(), f'with {c} from {part.left:.3g} to {part.right:.3g}') for part in cut.cat.categories] + [(none, f'without {c}')] * bool(none.any())
-        if len(parted) > 1: rows += [grouped(wrong, members, name) for members, name in parted if members.any()]  # ties may leave a quarter empty
+        parted = ([((cut == part).to_numpy(), f'with {c} from {part.left:.3g} to {part.right:.3g}')
+                   for part in cut.cat.categories] + [(none, f'without {c}')] * bool(none.any()))
+        if len(parted) > 1:
+            # ties may leave a quarter empty
+            rows += [grouped(wrong, members, name) for members, name in parted if members.any()]
     return pd.DataFrame(rows)
 
 # %% ../nbs/04_evaluate.ipynb #56127093
@@ -284,24 +348,35 @@ def clusters(
     scores,     # p_fake (N,)
     seed=42     # of k-means and PCA
 ):
-    "`(table, shares)`: cluster (1 has the lowest scores), x, y and distance to the cluster's centre of each image, and the shares of the variance along x and y. None for fewer than ten images or when all are alike to the model."
+    """`(table, shares)`: cluster (1 has the lowest scores), x, y and distance to the cluster's
+    centre of each image, and the shares of the variance along x and y. None for fewer than ten
+    images or when all are alike to the model."""
     features = np.asarray(features, np.float64)
     if len(features) < 10 or features.std(0).max() < 1e-6: return None
     pca = PCA(min(30, len(features) - 1, features.shape[1]), random_state=seed)
     x = pca.fit_transform(features)
     k = min(np.clip(len(x) // 25, 2, 8), len(np.unique(x.round(6), axis=0)))
     kmeans = KMeans(k, n_init=4, random_state=seed).fit(x)
-    table = pd.DataFrame(dict(cluster=kmeans.labels_, x=x[:, 0], y=x[:, 1], distance=np.linalg.norm(x - kmeans.cluster_centers_[kmeans.labels_], axis=1)))
+    table = pd.DataFrame(
+        dict(cluster=kmeans.labels_, x=x[:, 0], y=x[:, 1],
+             distance=np.linalg.norm(x - kmeans.cluster_centers_[kmeans.labels_], axis=1)))
     order = pd.Series(scores).groupby(kmeans.labels_).median().rank(method='first').astype(int)
-    return table.assign(cluster=order[kmeans.labels_].to_numpy()), [float(v) for v in pca.explained_variance_ratio_[:2]]
+    return table.assign(cluster=order[kmeans.labels_].to_numpy()), [
+        float(v) for v in pca.explained_variance_ratio_[:2]
+    ]
 
 def cluster_rows(
     judged  # predictions with `wrong` and `cluster`
 ):
-    "A row from `grouped` a cluster, with the share of fakes among its images and its median p_fake: DataFrame."
+    """A row from `grouped` a cluster, with the share of fakes among its images and its median
+    p_fake: DataFrame."""
     wrong = judged.wrong.to_numpy(bool)
-    return pd.DataFrame([grouped(wrong, (judged.cluster == c).to_numpy(), f'of cluster {c}') | dict(cluster=int(c), fakes=float((g.label == 'fake').mean()), p_fake=float(g.p_fake.median()))
-                         for c, g in judged.groupby('cluster')])
+    return pd.DataFrame([
+        grouped(wrong, (judged.cluster == c).to_numpy(), f'of cluster {c}')
+        | dict(cluster=int(c), fakes=float(
+            (g.label == 'fake').mean()), p_fake=float(g.p_fake.median()))
+        for c, g in judged.groupby('cluster')
+    ])
 
 # %% ../nbs/04_evaluate.ipynb #293d6513
 INK = dict(fake='#D55E00', real='#0072B2')  # vermilion and blue
@@ -313,12 +388,23 @@ def plot_map(
 ):
     "The images as points: what each is, whether it is misjudged, and where its cluster lies."
     for c, mark in (('fake', 'o'), ('real', 's')):
-        for wrong, style in ((False, dict(s=14, facecolors='none', edgecolors=INK[c], linewidths=.7, alpha=.7)), (True, dict(s=46, color=INK[c], edgecolors='k', linewidths=1.2, zorder=3))):
+        for wrong, style in ((False,
+                              dict(s=14, facecolors='none', edgecolors=INK[c], linewidths=.7,
+                                   alpha=.7)), (True,
+                                                dict(s=46, color=INK[c], edgecolors='k',
+                                                     linewidths=1.2, zorder=3))):
             g = judged[(judged.label == c) & (judged.wrong == wrong)]
-            if len(g): ax.scatter(g.x, g.y, marker=mark, label=f'{c}, {"misjudged" if wrong else "rightly judged"}: {len(g)}', **style)
-    for c, g in judged.groupby('cluster'): ax.annotate(f'{c}', (g.x.mean(), g.y.mean()), xytext=(14, 10), textcoords='offset points', ha='center', va='center', weight='bold', fontsize=9, bbox=dict(boxstyle='circle,pad=.2', fc='w', ec='k'))
+            if len(g):
+                ax.scatter(g.x, g.y, marker=mark,
+                           label=f'{c}, {"misjudged" if wrong else "rightly judged"}: {len(g)}',
+                           **style)
+    for c, g in judged.groupby('cluster'):
+        ax.annotate(f'{c}', (g.x.mean(), g.y.mean()), xytext=(14, 10), textcoords='offset points',
+                    ha='center', va='center', weight='bold', fontsize=9,
+                    bbox=dict(boxstyle='circle,pad=.2', fc='w', ec='k'))
     ax.legend(loc='lower center', bbox_to_anchor=(.5, 1), ncols=2, fontsize=7, frameon=False)
-    ax.set(xlabel=f'first principal component ({100 * shares[0]:.1f} % of the variance)', ylabel=f'second ({100 * shares[1]:.1f} %)')
+    ax.set(xlabel=f'first principal component ({100 * shares[0]:.1f} % of the variance)',
+           ylabel=f'second ({100 * shares[1]:.1f} %)')
 
 def plot_clusters(
     root,           # data set
@@ -333,8 +419,11 @@ def plot_clusters(
     left.subplots_adjust(left=.14, right=.97, bottom=.13, top=.87)
     for r, line in zip(rows.itertuples(), right.subplots(len(rows), n + 1, squeeze=False)):
         for ax in line: ax.axis('off')
-        line[0].text(1, .5, f'{r.cluster}:  {r.k} of {r.n}\nmisjudged', ha='right', va='center', fontsize=8, transform=line[0].transAxes)
-        for p, ax in zip(judged[judged.cluster == r.cluster].nsmallest(n, 'distance').path, line[1:]): ax.imshow(open_image(Path(root)/p, p).transpose(1, 2, 0))
+        line[0].text(1, .5, f'{r.cluster}:  {r.k} of {r.n}\nmisjudged', ha='right', va='center',
+                     fontsize=8, transform=line[0].transAxes)
+        for p, ax in zip(judged[judged.cluster == r.cluster].nsmallest(n, 'distance').path,
+                         line[1:]):
+            ax.imshow(open_image(Path(root)/p, p).transpose(1, 2, 0))
     right.subplots_adjust(left=.02, right=.99, bottom=.02, top=.98, wspace=.05, hspace=.08)
     return fig
 
@@ -351,23 +440,36 @@ def leave_evaluation(
     show=None,      # see `plot_errors`
     **about         # more for metrics.json: source, split ...
 ):
-    "Write predictions.csv, metrics.json, errors.csv, error_properties.json, slices.json, clusters.json and the figures; returns `(result, comparison)`."
+    """Write predictions.csv, metrics.json, errors.csv, error_properties.json, slices.json,
+    clusters.json and the figures; returns `(result, comparison)`."""
     out = Path(out)
-    with atomic_write(out/'predictions.csv') as f: predictions.to_csv(f, index=False, lineterminator='\n')
-    result, wrong = evaluate(predictions, threshold, bootstrap, seed, band) | about, errors(predictions, threshold)
+    with atomic_write(out/'predictions.csv') as f:
+        predictions.to_csv(f, index=False, lineterminator='\n')
+    result, wrong = evaluate(predictions, threshold, bootstrap, seed, band) | about, errors(
+        predictions, threshold)
     save_json(out/'metrics.json', result)
-    figures = dict(confusion=plot_confusion(result).figure, scores=plot_scores(predictions, threshold))
-    if result['n_fake'] and result['n_real']: figures['curves'] = plot_curves(predictions, threshold)
+    figures = dict(confusion=plot_confusion(result).figure,
+                   scores=plot_scores(predictions, threshold))
+    if result['n_fake'] and result['n_real']:
+        figures['curves'] = plot_curves(predictions, threshold)
     if len(wrong): figures['errors'] = plot_errors(root, wrong, worst, show)
-    judged = predictions.reset_index(drop=True).assign(wrong=predictions.path.isin(wrong.path).to_numpy())
+    judged = predictions.reset_index(drop=True).assign(
+        wrong=predictions.path.isin(wrong.path).to_numpy())
     found = None if features is None else clusters(features, judged.p_fake, seed)
     if found: figures['clusters'] = plot_clusters(root, judged := judged.join(found[0]), found[1])
-    for name, fig in figures.items(): save_figure(fig, out/'figures'/f'{name}.png', 140 if name in ('errors', 'clusters') else 110, bbox_inches='tight')
-    facts = pd.DataFrame([look(root, p) for p in tqdm(predictions.path, 'properties', leave=False)]).assign(wrong=judged.wrong)
+    for name, fig in figures.items():
+        save_figure(fig, out/'figures'/f'{name}.png',
+                    140 if name in ('errors', 'clusters') else 110, bbox_inches='tight')
+    facts = pd.DataFrame([look(root, p) for p in tqdm(predictions.path, 'properties', leave=False)
+                          ]).assign(wrong=judged.wrong)
     facts = facts.loc[:, (facts.nunique() > 1) | (facts.columns == 'wrong')]
     comparison = compare_errors(facts, bootstrap, seed)
     with atomic_write(out/'errors.csv') as f: wrong.to_csv(f, index=False, lineterminator='\n')
-    save_json(out/'error_properties.json', comparison.reset_index(names='property').to_dict('records'))
+    save_json(out/'error_properties.json',
+              comparison.reset_index(names='property').to_dict('records'))
     save_json(out/'slices.json', claims(slices(facts)))
-    save_json(out/'clusters.json', dict(shares=found[1], table=(rows := cluster_rows(judged)).to_dict('records'), text=claims(rows)) if found else {})
+    save_json(
+        out/'clusters.json',
+        dict(shares=found[1], table=(rows := cluster_rows(judged)).to_dict('records'),
+             text=claims(rows)) if found else {})
     return result, comparison

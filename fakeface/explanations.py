@@ -28,8 +28,10 @@ def edges(
     images  # uint8 (N, 3, H, W)
 ):
     "How strongly the brightness changes at each place: float32 (N, H, W) in [0, 1]."
-    grey = [cv2.GaussianBlur(g, (0, 0), 2) for g in images.mean(1, dtype=np.float32)]  # edges of things, not of pixels
-    out = np.stack([np.hypot(cv2.Sobel(g, cv2.CV_32F, 1, 0), cv2.Sobel(g, cv2.CV_32F, 0, 1)) for g in grey])
+    # edges of things, not of pixels
+    grey = [cv2.GaussianBlur(g, (0, 0), 2) for g in images.mean(1, dtype=np.float32)]
+    out = np.stack(
+        [np.hypot(cv2.Sobel(g, cv2.CV_32F, 1, 0), cv2.Sobel(g, cv2.CV_32F, 0, 1)) for g in grey])
     return out / out.max((1, 2), keepdims=True).clip(1e-7)
 
 # %% ../nbs/09_explanations.ipynb #c7b97667
@@ -41,22 +43,32 @@ def all_maps(
     normalize=True,
     seed=0      # of the random map
 ):
-    "`(target, maps)`: the class said of each image, int (N,), and `{name: float32 (N, H, W) in [0, 1]}`."
+    """`(target, maps)`: the class said of each image, int (N,), and `{name: float32 (N, H, W) in
+    [0, 1]}`."""
     x = to_input(torch.from_numpy(images), normalize)
     with torch.inference_mode(): (logits, m), (_, finer) = evidence(model, x), enlarged(model, x)
     target, size, rng = logits.argmax(1), images.shape[-2:], np.random.default_rng(seed)
-    fit = lambda coarse: interpolate(torch.as_tensor(coarse)[:, None].float(), size, mode='bilinear')[:, 0].numpy()
-    maps = {'Grad-CAM': fit(heat(m, target)), LARGER: fit(heat(finer, target))} | {METHODS[k]: fine_heat(model, x, target, k) for k in ('hirescam', 'layercam')}
-    return target.numpy(), maps | {'edges': edges(images), 'random': fit(rng.uniform(size=(len(images), 8, 8)))}
+    fit = lambda coarse: interpolate(
+        torch.as_tensor(coarse)[:, None].float(), size, mode='bilinear')[:, 0].numpy()
+    maps = ({'Grad-CAM': fit(heat(m, target)), LARGER: fit(heat(finer, target))}
+            | {METHODS[k]: fine_heat(model, x, target, k)
+               for k in ('hirescam', 'layercam')})
+    return target.numpy(), maps | {
+        'edges': edges(images), 'random': fit(rng.uniform(size=(len(images), 8, 8)))
+    }
 
 # %% ../nbs/09_explanations.ipynb #93c6f8b9
-SHARES = (0, .05, .1, .2, .3, .5, .7, 1)  # of the image that is blurred or laid bare; the curves bend where little is
+# of the image that is blurred or laid bare; the curves bend where little is
+SHARES = (0, .05, .1, .2, .3, .5, .7, 1)
 
 def ranks(
     maps  # float (N, H, W)
 ):
-    "The share of its map that is marked more than each place: float64 (N, H, W), from 0 to below 1."
-    return np.argsort(np.argsort(-maps.reshape(len(maps), -1), axis=1), axis=1).reshape(maps.shape) / maps[0].size
+    """The share of its map that is marked more than each place: float64 (N, H, W), from 0 to below
+    1."""
+    return (
+        np.argsort(np.argsort(-maps.reshape(len(maps), -1), axis=1), axis=1).reshape(maps.shape) /
+        maps[0].size)
 
 @torch.inference_mode()
 def erasing(
@@ -67,14 +79,17 @@ def erasing(
     normalize=True,
     insert=False# lay the marked places bare on a blurred image instead
 ):
-    "Probability of the target class as the most marked places are blurred: float64 (N, len(SHARES))."
-    sharp = torch.from_numpy(images); size = sharp.shape[-1]
+    """Probability of the target class as the most marked places are blurred: float64 (N,
+    len(SHARES))."""
+    sharp = torch.from_numpy(images)
+    size = sharp.shape[-1]
     blurred = gaussian_blur(sharp, size // 8 * 2 + 1, size / 16)
     rank = ranks(maps)
     out = []
     for share in SHARES:
         marked = torch.from_numpy(rank < share)[:, None]
-        mixed = torch.where(marked, sharp, blurred) if insert else torch.where(marked, blurred, sharp)
+        mixed = (
+            torch.where(marked, sharp, blurred) if insert else torch.where(marked, blurred, sharp))
         p = p_fake(model(to_input(mixed, normalize)).float().numpy())
         out.append(np.where(target == FAKE, p, 1 - p))
     return np.stack(out, 1)
@@ -82,22 +97,26 @@ def erasing(
 def area(curves): return np.trapezoid(curves, SHARES, axis=1)  # under each curve, 0 to 1
 
 # %% ../nbs/09_explanations.ipynb #f19a16ef
-AROUND = np.float32([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12  # weights of the neighbours, of Rong et al.
+# weights of the neighbours, of Rong et al.
+AROUND = np.float32([[1, 2, 1], [2, 0, 2], [1, 2, 1]]) / 12
 
 def filled(
     image,  # float32 (H, W, 3)
     known,  # bool (H, W); the other pixels are replaced
     steps=10# of conjugate gradients; twice as many at half the size
 ):
-    "The image with its unknown pixels as weighted means of their neighbours, nearly: float32 (H, W, 3)."
+    """The image with its unknown pixels as weighted means of their neighbours, nearly: float32 (H,
+    W, 3)."""
     if known.all(): return image
-    (h, w), near = known.shape, lambda v: cv2.filter2D(v, -1, AROUND, borderType=cv2.BORDER_CONSTANT)
+    (h,
+     w), near = known.shape, lambda v: cv2.filter2D(v, -1, AROUND, borderType=cv2.BORDER_CONSTANT)
     hole, weight = (~known)[..., None].astype(np.float32), near(np.ones_like(image))
     A, x = lambda v: hole * (weight * v - near(v)), 0 * image
     if min(h, w) > 8:
         half = lambda v: cv2.resize(v, (w // 2, h // 2), interpolation=cv2.INTER_AREA)
         share = half(known.astype(np.float32))
-        coarse = filled(half(image * (1 - hole)) / np.maximum(share, 1e-6)[..., None], share > 0, 2 * steps)
+        coarse = filled(
+            half(image * (1 - hole)) / np.maximum(share, 1e-6)[..., None], share > 0, 2 * steps)
         x = hole * cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR)
     p = r = hole * near(image * (1 - hole)) - A(x)
     for _ in range(steps):
@@ -116,13 +135,21 @@ def road(
     normalize=True,
     seed=0      # of the noise, 0.01 in units of the input
 ):
-    "ROAD of every map, half the difference in the probability of the target class, mean over 20, 50 and 80 % removed: float (N,)."
-    x, rng, total = to_input(torch.from_numpy(images), normalize).numpy().transpose(0, 2, 3, 1), np.random.default_rng(seed), 0
+    """ROAD of every map, half the difference in the probability of the target class, mean over 20,
+    50 and 80 % removed: float (N,)."""
+    x, rng, total = to_input(torch.from_numpy(images), normalize).numpy().transpose(
+        0, 2, 3, 1), np.random.default_rng(seed), 0
     rank = ranks(maps)
     for share in (.2, .5, .8):
-        for known, sign in ((rank >= share, -1), (rank < 1 - share, 1)):  # without the most marked, without the least
-            out = np.stack([filled(np.ascontiguousarray(i), k) + (~k)[..., None] * rng.normal(0, .01, i.shape) for i, k in zip(x, known)])
-            with torch.inference_mode(): p = p_fake(model(torch.from_numpy(out.transpose(0, 3, 1, 2)).float()).float().numpy())
+        # without the most marked, without the least
+        for known, sign in ((rank >= share, -1), (rank < 1 - share, 1)):
+            out = np.stack([
+                filled(np.ascontiguousarray(i), k) + (~k)[..., None] * rng.normal(0, .01, i.shape)
+                for i, k in zip(x, known)
+            ])
+            with torch.inference_mode():
+                p = p_fake(
+                    model(torch.from_numpy(out.transpose(0, 3, 1, 2)).float()).float().numpy())
             total = total + sign * np.where(target == FAKE, p, 1 - p)
     return total / 6
 
@@ -134,7 +161,8 @@ def forgetful(
     "A copy whose last stage and classifier are drawn anew."
     torch.manual_seed(seed)
     out, fresh = deepcopy(model), new_model()
-    out.layer4.load_state_dict(fresh.layer4.state_dict()); out.fc.load_state_dict(fresh.fc.state_dict())
+    out.layer4.load_state_dict(fresh.layer4.state_dict())
+    out.fc.load_state_dict(fresh.fc.state_dict())
     return out.eval()
 
 def correlations(
@@ -154,32 +182,52 @@ def examine(
 ):
     "Every test of every method on a batch of images: DataFrame with a row an image and method."
     target, maps = all_maps(model, images, normalize, seed)
-    mirrored = {k: m[:, :, ::-1] for k, m in all_maps(model, np.ascontiguousarray(images[..., ::-1]), normalize, seed + 1)[1].items()}
-    pressed = all_maps(model, torch.stack([jpeg(torch.from_numpy(i), 75) for i in images]).numpy(), normalize, seed + 2)[1]
+    mirrored = {
+        k: m[:, :, ::-1]
+        for k, m in all_maps(model, np.ascontiguousarray(images[..., ::-1]), normalize, seed +
+                             1)[1].items()
+    }
+    pressed = all_maps(model,
+                       torch.stack([jpeg(torch.from_numpy(i), 75) for i in images]).numpy(),
+                       normalize, seed + 2)[1]
     forgot = all_maps(forgetful(model, seed), images, normalize, seed + 3)[1]
-    rows = [pd.DataFrame(dict(method=k, deletion=area(erasing(model, images, m, target, normalize)), insertion=area(erasing(model, images, m, target, normalize, True)),
-                              road=road(model, images, m, target, normalize), mirrored=correlations(m, mirrored[k]), compressed=correlations(m, pressed[k]), forgetful=correlations(m, forgot[k])))
-            for k, m in maps.items()]
+    rows = [
+        pd.DataFrame(
+            dict(method=k, deletion=area(erasing(model, images, m, target, normalize)),
+                 insertion=area(erasing(model, images, m, target, normalize, True)), road=road(
+                     model, images, m, target, normalize), mirrored=correlations(m, mirrored[k]),
+                 compressed=correlations(m, pressed[k]), forgetful=correlations(m, forgot[k])))
+        for k, m in maps.items()
+    ]
     return pd.concat([r.assign(image=range(len(images))) for r in rows])
 
 # %% ../nbs/09_explanations.ipynb #22c0f905
-SENSE = dict(deletion='lower is truer', insertion='higher is truer', road='higher is truer', mirrored='1: stable', compressed='1: stable', forgetful='near 0: depends on what was learned')
+SENSE = dict(deletion='lower is truer', insertion='higher is truer', road='higher is truer',
+             mirrored='1: stable', compressed='1: stable',
+             forgetful='near 0: depends on what was learned')
 
 def against_random(
     table,    # from `examine`, all batches
     n=1000,   # resamples
     seed=42   # of the resampling
 ):
-    "Mean of each test by method, and for deletion, insertion and ROAD the mean difference to the random map with its paired bootstrap 95 % interval: DataFrame as text."
-    wide, rng = table.pivot(index='image', columns='method', values=list(SENSE)), np.random.default_rng(seed)
+    """Mean of each test by method, and for deletion, insertion and ROAD the mean difference to the
+    random map with its paired bootstrap 95 % interval: DataFrame as text."""
+    wide, rng = table.pivot(index='image', columns='method',
+                            values=list(SENSE)), np.random.default_rng(seed)
     pick = rng.integers(0, len(wide), (n, len(wide)))
     def cell(test, method):
         v = wide[test][method].to_numpy()
-        if test not in ('deletion', 'insertion', 'road') or method == 'random': return f'{v.mean():.3f}'
+        if test not in ('deletion', 'insertion', 'road') or method == 'random':
+            return f'{v.mean():.3f}'
         d = v - wide[test]['random'].to_numpy()
         low, high = np.quantile(d[pick].mean(1), [.025, .975])
         return f'{v.mean():.3f} ({d.mean():+.3f}, {low:+.3f} to {high:+.3f})'
-    return pd.DataFrame({f'{t} ({s})': {m: cell(t, m) for m in table.method.unique()} for t, s in SENSE.items()})
+
+    return pd.DataFrame(
+        {f'{t} ({s})': {m: cell(t, m)
+                        for m in table.method.unique()}
+         for t, s in SENSE.items()})
 
 # %% ../nbs/09_explanations.ipynb #496c75b6
 def told_by_maps(
@@ -187,14 +235,27 @@ def told_by_maps(
     n=1000,   # resamples
     seed=42   # of the resampling
 ):
-    "A sentence a method: by which of deletion, insertion and ROAD it is truer than a random map and than edges, each where the paired bootstrap 95 % interval leaves out 0."
-    wide, rng = table.pivot(index='image', columns='method', values=['deletion', 'insertion', 'road']), np.random.default_rng(seed)
+    """A sentence a method: by which of deletion, insertion and ROAD it is truer than a random map
+    and than edges, each where the paired bootstrap 95 % interval leaves out 0."""
+    wide, rng = table.pivot(index='image', columns='method',
+                            values=['deletion', 'insertion', 'road']), np.random.default_rng(seed)
     pick = rng.integers(0, len(wide), (n, len(wide)))
     def truer(method, than):
-        gains = {t: (-1 if t == 'deletion' else 1) * (wide[t][method] - wide[t][than]).to_numpy() for t in ('deletion', 'insertion', 'road')}
-        shown = [t.replace('road', 'ROAD') for t, d in gains.items() if np.quantile(d[pick].mean(1), .025) > 0]
-        return f'than {dict(random="a random map", edges="edges")[than]} by {", ".join(shown) or "none of the three"}'
-    return [f'{m} is shown to be truer {truer(m, "random")}; {truer(m, "edges")}.' for m in table.method.unique() if m not in ('random', 'edges')]
+        gains = {
+            t: (-1 if t == 'deletion' else 1) * (wide[t][method] - wide[t][than]).to_numpy()
+            for t in ('deletion', 'insertion', 'road')
+        }
+        shown = [
+            t.replace('road', 'ROAD') for t, d in gains.items()
+            if np.quantile(d[pick].mean(1), .025) > 0
+        ]
+        name = dict(random='a random map', edges='edges')[than]
+        return f'than {name} by {", ".join(shown) or "none of the three"}'
+
+    return [
+        f'{m} is shown to be truer {truer(m, "random")}; {truer(m, "edges")}.'
+        for m in table.method.unique() if m not in ('random', 'edges')
+    ]
 
 # %% ../nbs/09_explanations.ipynb #cfc5c679
 @torch.inference_mode()
@@ -203,14 +264,20 @@ def mean_maps(
     batches,    # of `(uint8 tensor (N, 3, H, W), class)`, see `loader`
     normalize=True
 ):
-    "`{class: (mean face (3, H, W), mean of the evidence for fake less that for real (h, w), n)}` by the true class."
+    """`{class: (mean face (3, H, W), mean of the evidence for fake less that for real (h, w), n)}`
+    by the true class."""
     total = {}
     for x, y in tqdm(batches, 'mean map', leave=False):
         maps = evidence(model, to_input(x, normalize))[1]
         for c in y.unique().tolist():
             face, m, n = total.get(c, (0, 0, 0))
-            total[c] = (face + x[y == c].double().sum(0), m + (maps[y == c, FAKE] - maps[y == c, REAL]).double().sum(0), n + int((y == c).sum()))
-    return {CLASSES[c]: ((face / n).numpy(), (m / n).numpy(), n) for c, (face, m, n) in total.items()}
+            total[c] = (face + x[y == c].double().sum(0),
+                        m + (maps[y == c, FAKE] - maps[y == c, REAL]).double().sum(0), n + int(
+                            (y == c).sum()))
+    return {
+        CLASSES[c]: ((face / n).numpy(), (m / n).numpy(), n)
+        for c, (face, m, n) in total.items()
+    }
 
 # %% ../nbs/09_explanations.ipynb #cdb9f963
 def plot_mean_maps(
@@ -221,7 +288,11 @@ def plot_mean_maps(
     fig, axes = plt.subplots(1, 2 * len(means), figsize=(2.2 * 2 * len(means), 2.5), squeeze=False)
     for i, (c, (face, m, n)) in enumerate(means.items()):
         a, b = axes[0, 2 * i:2 * i + 2]
-        a.imshow(face.transpose(1, 2, 0) / 255); a.set_title(f'{c}: mean of {n}', fontsize=8); a.axis('off')
-        im = b.imshow(m, cmap='RdBu_r', vmin=-top, vmax=top, extent=(0, 1, 1, 0)); b.set_title('evidence: red for fake', fontsize=8); b.axis('off')
+        a.imshow(face.transpose(1, 2, 0) / 255)
+        a.set_title(f'{c}: mean of {n}', fontsize=8)
+        a.axis('off')
+        im = b.imshow(m, cmap='RdBu_r', vmin=-top, vmax=top, extent=(0, 1, 1, 0))
+        b.set_title('evidence: red for fake', fontsize=8)
+        b.axis('off')
     fig.colorbar(im, ax=axes[0].tolist(), shrink=.8)
     return fig

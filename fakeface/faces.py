@@ -19,24 +19,31 @@ from .core import *
 from .model import fit_to
 
 # %% ../nbs/lib/04_faces.ipynb #82088e43
-LOOK, SCORE, MOST = 1024, 0.6, 50  # longest side looked at in pixels; least score of a face; faces of one photograph, at most
-LEAST = 64  # shortest side shown to YuNet: at 32 pixels and less OpenCV 4.14 reads memory that nobody wrote, and finds faces at infinity
+# longest side looked at in pixels; least score of a face; faces of one photograph, at most
+LOOK, SCORE, MOST = 1024, 0.6, 50
+# shortest side shown to YuNet: at 32 pixels and less OpenCV 4.14 reads memory that nobody wrote,
+# and finds faces at infinity
+LEAST = 64
 
 @dataclass(frozen=True)
 class Face:
     "A face found in an image; all in pixels of that image."
     box: tuple          # (x, y, width, height)
-    points: np.ndarray  # float (5, 2): right eye, left eye, nose, right and left corner of the mouth
+    # float (5, 2): right eye, left eye, nose, right and left corner of the mouth
+    points: np.ndarray
     score: float        # 0 to 1
 
-yunet, turn = YuNetDetector(score_threshold=SCORE), Lock()  # OpenCV's detector remembers the last image's size: one caller at a time
+# OpenCV's detector remembers the last image's size: one caller at a time
+yunet, turn = YuNetDetector(score_threshold=SCORE), Lock()
 
 def resized(
     image,  # uint8 (H, W, 3)
     shrink  # factor; from 1 on nothing happens
 ):
     "The image made smaller, each pixel the mean of those it stands for; no side below one pixel."
-    return image if shrink >= 1 else cv2.resize(image, [max(1, round(n * shrink)) for n in image.shape[1::-1]], interpolation=cv2.INTER_AREA)
+    return (image if shrink >= 1 else cv2.resize(
+        image, [max(1, round(n * shrink)) for n in image.shape[1::-1]],
+        interpolation=cv2.INTER_AREA))
 
 def find_faces(
     image  # uint8 (3, H, W)
@@ -47,15 +54,19 @@ def find_faces(
     h, w = bgr.shape[:2]
     bgr = cv2.copyMakeBorder(bgr, 0, max(0, LEAST - h), 0, max(0, LEAST - w), cv2.BORDER_CONSTANT)
     with turn: found = decode_detections(yunet.detect(bgr, details=True))
-    faces = [Face(tuple(v / shrink for v in (f.box.x, f.box.y, f.box.width, f.box.height)), np.array([(p.x, p.y) for p in f.landmarks]) / shrink, f.score)
-             for f in found if len(f.landmarks) == 5]
+    faces = [
+        Face(tuple(v / shrink for v in (f.box.x, f.box.y, f.box.width, f.box.height)),
+             np.array([(p.x, p.y) for p in f.landmarks]) / shrink, f.score) for f in found
+        if len(f.landmarks) == 5
+    ]
     return sorted(faces, key=lambda f: -f.box[2] * f.box[3])[:MOST]
 
 # %% ../nbs/lib/04_faces.ipynb #23f9ad19
 def square(
     face  # Face
 ):
-    "Corners of the aligned square around a face: float (4, 2), from upper left counter-clockwise, in pixels; may reach beyond the image."
+    """Corners of the aligned square around a face: float (4, 2), from upper left counter-clockwise,
+    in pixels; may reach beyond the image."""
     right_eye, left_eye, _, right_mouth, left_mouth = face.points
     eyes, mouth = (right_eye + left_eye) / 2, (right_mouth + left_mouth) / 2
     across, down = left_eye - right_eye, mouth - eyes
@@ -76,12 +87,15 @@ def cut_out(
     corners, # from `square`
     size     # side of the result in pixels
 ):
-    "The square, upright: uint8 tensor (3, size, size). What lies beyond the image mirrors what lies within."
+    """The square, upright: uint8 tensor (3, size, size). What lies beyond the image mirrors what
+    lies within."""
     long = side(corners)
     shrink = min(1, 4 * size / long)
-    hwc = resized(np.ascontiguousarray(image.transpose(1, 2, 0)), shrink)  # bounds the memory of the next step
+    # bounds the memory of the next step
+    hwc = resized(np.ascontiguousarray(image.transpose(1, 2, 0)), shrink)
     n = max(2, round(long * shrink))
-    to = cv2.getAffineTransform(np.float32(corners[:3] * shrink), np.float32([[0, 0], [0, n], [n, n]]))
+    to = cv2.getAffineTransform(np.float32(corners[:3] * shrink),
+                                np.float32([[0, 0], [0, n], [n, n]]))
     crop = cv2.warpAffine(hwc, to, (n, n), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
     return fit_to(torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))), size)
 
@@ -90,7 +104,8 @@ def is_crop(
     corners,      # from `square`
     height, width # of the image
 ):
-    "Whether the square covers about the whole image: side within 0.7 to 1.6 of it, middle within a sixth, image not far from square."
+    """Whether the square covers about the whole image: side within 0.7 to 1.6 of it, middle within
+    a sixth, image not far from square."""
     short, long = sorted((height, width))
     off = np.abs(corners.mean(0) / (width, height) - .5).max()
     return bool(long <= 1.25 * short and .7 <= side(corners) / short <= 1.6 and off <= 1 / 6)
@@ -103,12 +118,17 @@ def face_crops(
     size,   # side that the model wants
     name='image'
 ):
-    "What to judge of a photograph: a list of `(box, uint8 tensor (3, size, size))`, the largest face first; one with box None when the image is a crop. Raises `ImageError` when there is no face, or none large enough."
+    """What to judge of a photograph: a list of `(box, uint8 tensor (3, size, size))`, the largest
+    face first; one with box None when the image is a crop. Raises `ImageError` when there is no
+    face, or none large enough."""
     faces = [(f, square(f)) for f in find_faces(image)]
     if not faces: raise ImageError(name, 'no face found')
-    if is_crop(faces[0][1], *image.shape[1:]): return [(None, fit_to(torch.from_numpy(image), size))]
+    if is_crop(faces[0][1], *image.shape[1:]):
+        return [(None, fit_to(torch.from_numpy(image), size))]
     large = [(f.box, cut_out(image, c, size)) for f, c in faces if side(c) >= SMALLEST]
-    if not large: raise ImageError(name, f'faces too small to judge: {side(faces[0][1]):.0f} pixels, {SMALLEST} are needed')
+    if not large:
+        raise ImageError(name, f'faces too small to judge: {side(faces[0][1]):.0f} pixels, '
+                               f'{SMALLEST} are needed')
     return large
 
 # %% ../nbs/lib/04_faces.ipynb #86e83c6c
@@ -125,5 +145,6 @@ def draw_boxes(
         x, y, w, h = (round(v * shrink) for v in box)
         for colour, t in ((0, 3 * thick), (255, thick)):  # white on black is seen on any background
             cv2.rectangle(out, (x, y), (x + w, y + h), (colour,) * 3, t)
-            cv2.putText(out, str(i), (x, max(y - 3 * thick, 12 * thick)), cv2.FONT_HERSHEY_SIMPLEX, .4 * thick + .2, (colour,) * 3, t, cv2.LINE_AA)
+            cv2.putText(out, str(i), (x, max(y - 3 * thick, 12 * thick)), cv2.FONT_HERSHEY_SIMPLEX,
+                        .4 * thick + .2, (colour, ) * 3, t, cv2.LINE_AA)
     return out

@@ -26,7 +26,8 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from .core import *
-from .data import bits_apart, data_sets, dhash, inspect_image, jpeg_quality, list_images, load_manifest, shuffled, source_name, span
+from .data import (bits_apart, data_sets, dhash, inspect_image, jpeg_quality, list_images,
+                           load_manifest, shuffled, source_name, span)
 from .dataset import *
 from .evaluate import INK, properties
 from .metrics import *
@@ -37,7 +38,8 @@ from .model import *
 def set_paths(
     names  # folders
 ):
-    "The data sets named, each once, as absolute `Path`s. Raises `FaceError` for one that is no data set, before anything is judged."
+    """The data sets named, each once, as absolute `Path`s. Raises `FaceError` for one that is no
+    data set, before anything is judged."""
     paths = list(dict.fromkeys(Path(os.path.abspath(os.path.expanduser(n))) for n in names))
     try:
         for p in paths:
@@ -50,7 +52,8 @@ def set_paths(
 def set_names(
     roots  # from `set_paths`
 ):
-    "A name for each set: its folder's, with as many of the folders above as make it the only one of that name."
+    """A name for each set: its folder's, with as many of the folders above as make it the only one
+    of that name."""
     names, k = [source_name(r) for r in roots], 1
     while len(set(names)) < len(names):
         k += 1
@@ -64,25 +67,33 @@ def pick(
     seed=42  # of the choice
 ):
     "At most `n` images of each class, the same on every machine."
-    chosen = [p for _, part in files.groupby('label') for p in shuffled(part.path, seed)[:n or None]]
+    chosen = [
+        p for _, part in files.groupby('label') for p in shuffled(part.path, seed)[:n or None]
+    ]
     return files[files.path.isin(chosen)].reset_index(drop=True)
 
 # %% ../nbs/08_generators.ipynb #c7923ef6
-STATISTICS = dict(brightness='brightness', middle='brightness of the middle', detail='high frequencies', kilobytes='file size', width='width', quality='JPEG quality')
+STATISTICS = dict(brightness='brightness', middle='brightness of the middle',
+                  detail='high frequencies', kilobytes='file size', width='width',
+                  quality='JPEG quality')
 
 def facts(
     root,  # data set
     path   # of the image, relative to it
 ):
-    "`STATISTICS` of one image and its `sha256`, as a dict; or only the `error`, when it cannot be opened."
+    """`STATISTICS` of one image and its `sha256`, as a dict; or only the `error`, when it cannot be
+    opened."""
     try:
         data = read_bytes(Path(root)/path, path)
         with opened(data, path) as lazy: quality, im = jpeg_quality(lazy), to_rgb(lazy)
     except ImageError as e: return dict(error=e.cause)
-    x = np.asarray(im.resize((3, 3)) if min(im.size) < 3 else im).transpose(2, 0, 1)  # a Laplacian needs three pixels
+    # a Laplacian needs three pixels
+    x = np.asarray(im.resize((3, 3)) if min(im.size) < 3 else im).transpose(2, 0, 1)
     (h, w), seen = x.shape[1:], properties(x)
     middle = float(x[:, h//4:h - h//4, w//4:w - w//4].mean() / 255)
-    return dict(error='', sha256=digest(data), brightness=seen['brightness'], middle=middle, detail=seen['sharpness'], kilobytes=len(data) / 1000, width=im.width, quality=quality)
+    return dict(error='', sha256=digest(data), brightness=seen['brightness'], middle=middle,
+                detail=seen['sharpness'], kilobytes=len(data) / 1000, width=im.width,
+                quality=quality)
 
 # %% ../nbs/08_generators.ipynb #88d5a09f
 def describe(
@@ -92,8 +103,13 @@ def describe(
 ):
     "`files` with the columns of `facts`."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(tqdm(pool.map(lambda p: facts(root, p), files.path), f'looking at {name or "images"}', len(files), leave=False))
-    return pd.concat([files.reset_index(drop=True), pd.DataFrame(found, columns=['error', 'sha256', *STATISTICS])], axis=1)
+        found = list(
+            tqdm(pool.map(lambda p: facts(root, p), files.path), f'looking at {name or "images"}',
+                 len(files), leave=False))
+    return pd.concat([
+        files.reset_index(drop=True),
+        pd.DataFrame(found, columns=['error', 'sha256', *STATISTICS])
+    ], axis=1)
 
 # %% ../nbs/08_generators.ipynb #5c56c1ef
 def aucs(
@@ -108,7 +124,8 @@ def aucs(
 def framing(
     path # of an image
 ):
-    "Side of the square around the largest face as a share of the image's shorter side; NaN where no face is found."
+    """Side of the square around the largest face as a share of the image's shorter side; NaN where
+    no face is found."""
     try: image = open_image(path)
     except ImageError: return np.nan
     found = find_faces(image)
@@ -117,15 +134,17 @@ def framing(
 def original_sides(
     root  # data set, or a folder with some in it
 ):
-    """`{path: side}` as each data set's own index.csv tells it, where it has one: the side in pixels of the square
-    that was cut out of the original (columns split, label, source, file, side)."""
+    """`{path: side}` as each data set's own index.csv tells it, where it has one: the side in
+    pixels of the square that was cut out of the original (columns split, label, source, file,
+    side)."""
     sides, root = {}, Path(root)
     for d in data_sets(root):
         if not (d/'index.csv').is_file(): continue
         index = pd.read_csv(d/'index.csv')
         if not {'split', 'label', 'source', 'file', 'side'} <= set(index): continue
         folder = d.relative_to(root)
-        sides |= {(folder/str(r.split)/r.label/r.source/r.file).as_posix(): r.side for r in index.itertuples()}
+        sides |= {(folder/str(r.split)/r.label/r.source/r.file).as_posix(): r.side
+                  for r in index.itertuples()}
     return sides
 
 # %% ../nbs/08_generators.ipynb #9554ba2d
@@ -136,12 +155,15 @@ def told_apart(
     label,  # class of the source
     source  # its name
 ):
-    "The statistic that best tells a source from all images of the other class, as text; '' when none does by `CLOSE`."
+    """The statistic that best tells a source from all images of the other class, as text; '' when
+    none does by `CLOSE`."""
     own, other = (d.source == source) & (d.label == label), d.label != label
     part = d[own | other]
-    found = dict(zip(STATISTICS, aucs(own[part.index].to_numpy(), part[list(STATISTICS)].to_numpy(float))))
+    found = dict(
+        zip(STATISTICS, aucs(own[part.index].to_numpy(), part[list(STATISTICS)].to_numpy(float))))
     best = max(found, key=lambda k: abs(found[k] - .5))
-    return f'{STATISTICS[best]} (AUC {found[best]:.2f})' if abs(found[best] - .5) >= CLOSE - .5 else ''
+    return (f'{STATISTICS[best]} (AUC {found[best]:.2f})' if abs(found[best] - .5) >= CLOSE -
+            .5 else '')
 
 def audit_sources(
     root,      # data set, or a folder with some in it
@@ -149,7 +171,8 @@ def audit_sources(
     each=40,   # images looked at of each source
     seed=42    # of the choice
 ):
-    "Size, codec, framing and original side of each source, and the statistic that gives it away: DataFrame to show."
+    """Size, codec, framing and original side of each source, and the statistic that gives it away:
+    DataFrame to show."""
     groups, sides = manifest.groupby(['label', 'source']), original_sides(root)
     chosen = [p for _, part in groups for p in shuffled(part.path, seed)[:each]]
     looked = manifest[manifest.path.isin(chosen)]
@@ -161,9 +184,11 @@ def audit_sources(
     rows = {}
     for (label, source), part in d.groupby(['label', 'source']):
         formats = ', '.join(sorted(set(part.format)))
-        rows[label, source] = dict(images=len(groups.get_group((label, source))), format=formats,
-            width=numbers(part.width), quality=numbers(part.quality), kilobytes=numbers(part.kilobytes),
-            face=numbers(part.face), original_side=numbers(part.side), told_by=told_apart(d, label, source))
+        rows[label, source] = dict(images=len(groups.get_group(
+            (label, source))), format=formats, width=numbers(part.width),
+                                   quality=numbers(part.quality), kilobytes=numbers(part.kilobytes),
+                                   face=numbers(part.face), original_side=numbers(part.side),
+                                   told_by=told_apart(d, label, source))
     return pd.DataFrame.from_dict(rows, 'index').rename_axis(['class', 'source'])
 
 # %% ../nbs/08_generators.ipynb #0319aafd
@@ -177,28 +202,35 @@ def judge_set(
     workers=0,     # processes that decode
     name=''        # of the set, for the progress bar
 ):
-    "`files` with `facts`, `left_out` and `p_fake`, which is NaN where the image cannot be opened or is left out. Raises `FaceError` when none remains."
+    """`files` with `facts`, `left_out` and `p_fake`, which is NaN where the image cannot be opened
+    or is left out. Raises `FaceError` when none remains."""
     d = describe(root, files, name)
     d['left_out'] = d.sha256.isin(set(trained))
     good = (d.error == '') & ~d.left_out
     if not good.any():
-        why = f'none of {len(d)} images could be opened; the first: {d.path[0]}: {d.error[0]}' if (d.error != '').all() else 'the model was trained on all that can be opened; name another set'
+        why = (f'none of {len(d)} images could be opened; the first: {d.path[0]}: {d.error[0]}' if
+               (d.error != '').all() else
+               'the model was trained on all that can be opened; name another set')
         raise FaceError(f'{root}: {why}')
-    d.loc[good, 'p_fake'] = judge_copies(model, meta, root, d[good], ('',), device, batch_size, workers)[''].to_numpy()
+    d.loc[good, 'p_fake'] = judge_copies(
+        model, meta, root, d[good], ('', ), device, batch_size, workers)[''].to_numpy()
     return d
 
 # %% ../nbs/08_generators.ipynb #8070aaab
 def judged_test(
     run_dir  # of a run that was evaluated
 ):
-    "Test images of a run with `facts` and the scores they got: `(root, DataFrame)`. Raises `FaceError` when they were not judged."
+    """Test images of a run with `facts` and the scores they got: `(root, DataFrame)`. Raises
+    `FaceError` when they were not judged."""
     run_dir = Path(run_dir)
-    root, test = load_json(run_dir/'data.json')['root'], load_manifest(run_dir/'manifest.csv', 'test')
+    root, test = load_json(run_dir/'data.json')['root'], load_manifest(
+        run_dir/'manifest.csv', 'test')
     if not (run_dir/'predictions.csv').is_file():
         raise FaceError(f'{run_dir}/predictions.csv: missing; run 04_evaluate first')
     test = test.merge(pd.read_csv(run_dir/'predictions.csv')[['path', 'p_fake']], 'left', 'path')
     if test.p_fake.isna().any():
-        raise FaceError(f'{run_dir}/predictions.csv: not of these test images; run 04_evaluate again')
+        raise FaceError(f'{run_dir}/predictions.csv: not of these test images; run 04_evaluate '
+                        'again')
     d = describe(root, test[['path', 'label', 'generator', 'source', 'p_fake']], 'test images')
     d.loc[d.error != '', 'p_fake'] = np.nan
     return root, named_sources(d.assign(left_out=False))
@@ -206,7 +238,8 @@ def judged_test(
 def named_sources(
     d  # with `label`, `generator` and `source`
 ):
-    "`d` with `name`: the generator of a fake, or where it is not known its source; the kind of a photograph."
+    """`d` with `name`: the generator of a fake, or where it is not known its source; the kind of a
+    photograph."""
     kind = d.source.str.rsplit('/', n=1).str[-1]
     return d.assign(name=np.where((d.label == 'fake') & (d.generator != ''), d.generator, kind))
 
@@ -225,15 +258,19 @@ def summarise(
     bootstrap=500,   # resamples
     seed=42          # of the resampling
 ):
-    "What the verdicts on a set are worth: a JSON-ready dict of shares; with both classes also `auc`, and `shortcuts`, the AUC of each of `STATISTICS`, as {value, low, high}."
+    """What the verdicts on a set are worth: a JSON-ready dict of shares; with both classes also
+    `auc`, and `shortcuts`, the AUC of each of `STATISTICS`, as {value, low, high}."""
     d = judged.dropna(subset='p_fake')
     fake, p = (d.label == 'fake').to_numpy(), d.p_fake.to_numpy()
     of = lambda true, which: share((true & which).sum(), which.sum())
-    row = dict(name=name, caught=of(p >= threshold, fake), uncertain=of((p >= band[0]) & (p < band[1]), fake), missed=of(p < band[0], fake),
-               accused=of(p >= threshold, ~fake), unreadable=int((judged.error != '').sum()), left_out=int(judged.left_out.sum()), auc=None, shortcuts={})
+    row = dict(name=name, caught=of(p >= threshold, fake), uncertain=of(
+        (p >= band[0]) & (p < band[1]), fake), missed=of(p < band[0], fake),
+               accused=of(p >= threshold, ~fake), unreadable=int((judged.error != '').sum()),
+               left_out=int(judged.left_out.sum()), auc=None, shortcuts={})
     if fake.any() and not fake.all():
         numbers = d[['p_fake', *STATISTICS]].to_numpy(float)
-        found = bootstrap_all(lambda y, s: dict(zip(['auc', *STATISTICS], aucs(y, s))), fake, numbers, bootstrap, seed)
+        found = bootstrap_all(lambda y, s: dict(zip(['auc', *STATISTICS], aucs(y, s))), fake,
+                              numbers, bootstrap, seed)
         row |= dict(auc=found.pop('auc'), shortcuts=found)
     return row
 
@@ -241,21 +278,33 @@ def summarise(
 def shortcut(
     row  # from `summarise`
 ):
-    "The statistic that separates a set best, when it does by 0.1 or more and not by chance: its key in `STATISTICS`, or None."
-    far = {n: abs(a['value'] - .5) for n, a in row['shortcuts'].items() if not a['low'] <= .5 <= a['high']}
+    """The statistic that separates a set best, when it does by 0.1 or more and not by chance: its
+    key in `STATISTICS`, or None."""
+    far = {
+        n: abs(a['value'] - .5)
+        for n, a in row['shortcuts'].items() if not a['low'] <= .5 <= a['high']
+    }
     return max(far, key=far.get) if far and max(far.values()) >= .1 else None
 
-def beaten(row, name): return abs(row['shortcuts'][name]['value'] - .5) >= abs(row['auc']['value'] - .5)  # the model by a statistic
+def beaten(row, name):
+    # the model by a statistic
+    return abs(row['shortcuts'][name]['value'] - .5) >= abs(row['auc']['value'] - .5)
 
 def note(
     row  # from `summarise`
 ):
     "What has to be known beside the numbers of a row, in words; '' when nothing."
     said, found = [], shortcut(row)
-    if not row['accused']['n']: said.append('no real images in this set: false alarms and AUC cannot be told')
+    if not row['accused']['n']:
+        said.append('no real images in this set: false alarms and AUC cannot be told')
     if not row['caught']['n']: said.append('no fakes in this set: only false alarms can be told')
-    if found: said.append(f'shortcut: {STATISTICS[found]} alone has AUC {row["shortcuts"][found]["value"]:.2f}' + (', as far from 0.5 as the model or farther' * beaten(row, found)))
-    if row['left_out']: said.append(f'{row["left_out"]} left out: the model was trained or calibrated on them')
+    if found:
+        said.append(f'shortcut: {STATISTICS[found]} alone has AUC '
+                    f'{row["shortcuts"][found]["value"]:.2f}' +
+                    (', as far from 0.5 as the model or '
+                     'farther' * beaten(row, found)))
+    if row['left_out']:
+        said.append(f'{row["left_out"]} left out: the model was trained or calibrated on them')
     if row['unreadable']: said.append(f'{row["unreadable"]} could not be opened')
     return '; '.join(said)
 
@@ -263,12 +312,19 @@ def note(
 def generators_table(
     rows  # from `summarise`
 ):
-    "One row a set as text with 95 % intervals (Wilson for shares, bootstrap for AUC), the best caught first; deliberately without a mean."
+    """One row a set as text with 95 % intervals (Wilson for shares, bootstrap for AUC), the best
+    caught first; deliberately without a mean."""
     told = lambda m: percent(m) if m['n'] else ''
-    return pd.DataFrame([dict(set=r['name'], fakes=r['caught']['n'], caught=told(r['caught']), uncertain=told(r['uncertain']), called_real=told(r['missed']), reals=r['accused']['n'],
-                              accused=told(r['accused']), auc=number(r['auc']) if r['auc'] else '', note=note(r)) for r in by_caught(rows)])
+    return pd.DataFrame([
+        dict(set=r['name'], fakes=r['caught']['n'], caught=told(r['caught']),
+             uncertain=told(r['uncertain']), called_real=told(r['missed']), reals=r['accused']['n'],
+             accused=told(r['accused']), auc=number(r['auc']) if r['auc'] else '', note=note(r))
+        for r in by_caught(rows)
+    ])
 
-def by_caught(rows): return sorted(rows, key=lambda r: (not r['caught']['n'], -r['caught']['value'], r['name']))  # sets without fakes last
+def by_caught(rows):
+    # sets without fakes last
+    return sorted(rows, key=lambda r: (not r['caught']['n'], -r['caught']['value'], r['name']))
 
 # %% ../nbs/08_generators.ipynb #5b6981a2
 def generators_text(
@@ -277,18 +333,27 @@ def generators_text(
     "The range of what is caught, as a sentence."
     r = [r for r in by_caught(rows) if r['caught']['n']]
     if not r: return 'No set holds fakes: what is caught cannot be told.'
-    tell = lambda r: f'{r["caught"]["k"]} of {r["caught"]["n"]} fakes of {r["name"]}, {percent(r["caught"])}'
-    return (f'At its threshold the model catches {tell(r[0])}' + (f', and {tell(r[-1])}; {len(r)} sets of fakes were judged. ' if len(r) > 1 else '. ') +
+    def tell(r):
+        caught = r['caught']
+        return f'{caught["k"]} of {caught["n"]} fakes of {r["name"]}, {percent(caught)}'
+
+    return (f'At its threshold the model catches {tell(r[0])}' +
+            (f', and {tell(r[-1])}; {len(r)} '
+             'sets of fakes were judged. ' if len(r) > 1 else '. ') +
             'Sets are never averaged: a mean would depend on which were named.')
 
 # %% ../nbs/08_generators.ipynb #7560205e
 def shortcuts_table(
     rows  # from `summarise`
 ):
-    "AUC of the model and of each of `STATISTICS`, for sets with both classes, as text with 95 % intervals."
+    """AUC of the model and of each of `STATISTICS`, for sets with both classes, as text with 95 %
+    intervals."""
     short = lambda a: f'{a["value"]:.2f} ({a["low"]:.2f} to {a["high"]:.2f})'
-    return pd.DataFrame([dict(set=r['name'], model=short(r['auc'])) | {STATISTICS[n]: short(a) for n, a in r['shortcuts'].items()} for r in by_caught(rows) if r['auc']],
-                        columns=['set', 'model', *STATISTICS.values()])
+    return pd.DataFrame([
+        dict(set=r['name'], model=short(r['auc']))
+        | {STATISTICS[n]: short(a)
+           for n, a in r['shortcuts'].items()} for r in by_caught(rows) if r['auc']
+    ], columns=['set', 'model', *STATISTICS.values()])
 
 # %% ../nbs/08_generators.ipynb #6a5d7f01
 def plot_shares(
@@ -300,7 +365,8 @@ def plot_shares(
     for what, c, mark, dy in (('caught', 'fake', 'o', -.14), ('accused', 'real', 's', .14)):
         if row[what]['n']:
             ax.hlines(y + dy, row[what]['low'], row[what]['high'], color=INK[c], lw=2)
-            ax.plot(row[what]['value'], y + dy, mark, color=INK[c], ms=6, mfc=INK[c] if c == 'fake' else 'white')
+            ax.plot(row[what]['value'], y + dy, mark, color=INK[c], ms=6,
+                    mfc=INK[c] if c == 'fake' else 'white')
 
 def plot_strips(
     ax,      # where to draw
@@ -312,7 +378,8 @@ def plot_strips(
     for c, dy in (('fake', -.18), ('real', .18)):
         p = np.sort(judged.p_fake[judged.label == c].dropna().to_numpy())
         if len(p) > most: p = np.quantile(p, np.linspace(0, 1, most))
-        ax.plot(p.clip(1e-4, 1 - 1e-4), np.full(len(p), y + dy), '|', color=INK[c], ms=9, mew=.8, alpha=.45)
+        ax.plot(p.clip(1e-4, 1 - 1e-4), np.full(len(p), y + dy), '|', color=INK[c], ms=9, mew=.8,
+                alpha=.45)
 
 # %% ../nbs/08_generators.ipynb #e1ae7894
 def plot_generators(
@@ -320,38 +387,57 @@ def plot_generators(
     judged,         # {name: from `judge_set`}
     threshold, band # of the checkpoint
 ):
-    "One line a set, the best caught first: fakes caught and reals accused, and how the scores are spread."
+    """One line a set, the best caught first: fakes caught and reals accused, and how the scores are
+    spread."""
     rows = by_caught(rows)
-    fig, (a, b) = plt.subplots(1, 2, figsize=(10, .55 * len(rows) + 1.7), sharey=True, width_ratios=(1, 1.2))
-    for y, r in enumerate(rows): plot_shares(a, y, r); plot_strips(b, y, judged[r['name']])
-    a.plot([], [], 'o', color=INK['fake'], label='fakes caught'); a.plot([], [], 's', color=INK['real'], mfc='white', label='reals accused')
+    fig, (a, b) = plt.subplots(1, 2, figsize=(10, .55 * len(rows) + 1.7), sharey=True,
+                               width_ratios=(1, 1.2))
+    for y, r in enumerate(rows):
+        plot_shares(a, y, r)
+        plot_strips(b, y, judged[r['name']])
+    a.plot([], [], 'o', color=INK['fake'], label='fakes caught')
+    a.plot([], [], 's', color=INK['real'], mfc='white', label='reals accused')
     a.legend(loc='lower left', bbox_to_anchor=(-.02, 1), ncols=2, frameon=False, fontsize=9)
-    a.set(yticks=range(len(rows)), yticklabels=[f'{r["name"]}\n{r["caught"]["n"]} fake, {r["accused"]["n"]} real' for r in rows], ylim=(len(rows) - .4, -.6),
-          xlim=(-.02, 1.02), xlabel='share of the set, 95 % interval'); a.grid(axis='x', alpha=.3); a.tick_params(axis='y', labelsize=9)
-    b.axvspan(*band, color='0.5', alpha=.22, lw=0); b.axvline(threshold, color='k', ls=':')
-    b.set(xscale='logit', xlim=(5e-5, 1 - 5e-5), xlabel='p_fake: grey is answered "uncertain", dotted is the threshold'); b.minorticks_off()
-    ticks = [.001, .01, .1, .5, .9, .99, .999]; b.set_xticks(ticks, [f'{t:g}' for t in ticks]); b.grid(axis='x', alpha=.2)
+    a.set(
+        yticks=range(len(rows)), yticklabels=[
+            f'{r["name"]}\n{r["caught"]["n"]} fake, '
+            f'{r["accused"]["n"]} real' for r in rows
+        ], ylim=(len(rows) - .4, -.6), xlim=(-.02, 1.02), xlabel='share of the set, 95 % interval')
+    a.grid(axis='x', alpha=.3)
+    a.tick_params(axis='y', labelsize=9)
+    b.axvspan(*band, color='0.5', alpha=.22, lw=0)
+    b.axvline(threshold, color='k', ls=':')
+    b.set(xscale='logit', xlim=(5e-5, 1 - 5e-5), xlabel='p_fake: grey is answered "uncertain", '
+                                                        'dotted is the threshold')
+    b.minorticks_off()
+    ticks = [.001, .01, .1, .5, .9, .99, .999]
+    b.set_xticks(ticks, [f'{t:g}' for t in ticks])
+    b.grid(axis='x', alpha=.2)
     fig.tight_layout()
     return fig
 
 # %% ../nbs/08_generators.ipynb #d1544054
 def source_rows(
-    d,               # judged images: `name`, `label`, `seen`, `p_fake`, and a column for each of `copies`
+    # judged images: `name`, `label`, `seen`, `p_fake`, and a column for each of `copies`
+    d,
     threshold, band, # of the checkpoint
     copies=()        # corruptions
 ):
-    """A JSON-ready dict for each generator and kind of photograph, fakes first, the most often called fake first.
+    """A JSON-ready dict for each generator and kind of photograph, fakes first, the most often
+    called fake first.
 
-    `called_fake` (TPR of a generator, FPR of a kind of photograph), `uncertain` and `wrong` (confident and wrong,
-    of all) are shares with Wilson's interval, `copies` the first of these after each corruption, `mean` is that of p_fake."""
+    `called_fake` (TPR of a generator, FPR of a kind of photograph), `uncertain` and `wrong`
+    (confident and wrong, of all) are shares with Wilson's interval, `copies` the first of these
+    after each corruption, `mean` is that of p_fake."""
     rows = []
     for (label, name), part in d.dropna(subset='p_fake').groupby(['label', 'name']):
         p, n = part.p_fake, len(part)
         wrong = p < band[0] if label == 'fake' else p >= band[1]
         after = {c: share((part[c] >= threshold).sum(), n) for c in copies if part[c].notna().all()}
-        rows.append(dict(name=name, label=label, seen=bool(part.seen.all()), n=n, mean=float(p.mean()),
-                         called_fake=share((p >= threshold).sum(), n), wrong=share(wrong.sum(), n),
-                         uncertain=share(((p >= band[0]) & (p < band[1])).sum(), n), copies=after))
+        rows.append(
+            dict(name=name, label=label, seen=bool(part.seen.all()), n=n, mean=float(p.mean()),
+                 called_fake=share((p >= threshold).sum(), n), wrong=share(wrong.sum(), n),
+                 uncertain=share(((p >= band[0]) & (p < band[1])).sum(), n), copies=after))
     return sorted(rows, key=lambda r: (r['label'], -r['called_fake']['value'], r['name']))
 
 # %% ../nbs/08_generators.ipynb #d59d76e7
@@ -362,10 +448,12 @@ def sources_table(
     "Those of one class as text with 95 % intervals."
     called, kind = ('caught', 'generator') if label == 'fake' else ('accused', 'photographs')
     seen = lambda r: 'yes' if r['seen'] else 'no'
-    return pd.DataFrame([{kind: r['name'], 'in training': seen(r), 'n': r['n'], called: percent(r['called_fake']),
-                          **{f'{called} after {c}': percent(s) for c, s in r['copies'].items()},
-                          'uncertain': percent(r['uncertain']), 'confidently wrong': percent(r['wrong']),
-                          'mean p_fake': f'{r["mean"]:.3f}'} for r in rows if r['label'] == label])
+    return pd.DataFrame([{
+        kind: r['name'], 'in training': seen(r), 'n': r['n'], called: percent(r['called_fake']),
+        **{f'{called} after {c}': percent(s)
+           for c, s in r['copies'].items()}, 'uncertain': percent(r['uncertain']),
+        'confidently wrong': percent(r['wrong']), 'mean p_fake': f'{r["mean"]:.3f}'
+    } for r in rows if r['label'] == label])
 
 # %% ../nbs/08_generators.ipynb #29774a43
 def plot_bars(
@@ -376,11 +464,14 @@ def plot_bars(
     "A bar a row with its interval, and a mark for each copy."
     for y, r in enumerate(rows):
         s = r['called_fake']
-        ax.barh(y, s['value'], .62, color=colour if r['seen'] else 'none', edgecolor=colour, alpha=.55)
+        ax.barh(y, s['value'], .62, color=colour if r['seen'] else 'none', edgecolor=colour,
+                alpha=.55)
         ax.hlines(y, s['low'], s['high'], color='k', lw=1)
         for (copy, after), mark in zip(r['copies'].items(), 'ov^'):
-            ax.plot(after['value'], y, mark, color='k', ms=4, mfc='white', label=copy if y == 0 else None)
-    ax.set(yticks=range(len(rows)), yticklabels=[f'{r["name"]} ({r["n"]})' for r in rows], ylim=(len(rows) - .4, -.6))
+            ax.plot(after['value'], y, mark, color='k', ms=4, mfc='white',
+                    label=copy if y == 0 else None)
+    ax.set(yticks=range(len(rows)), yticklabels=[f'{r["name"]} ({r["n"]})' for r in rows],
+           ylim=(len(rows) - .4, -.6))
     ax.tick_params(axis='y', labelsize=8)
     ax.grid(axis='x', alpha=.3)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -388,22 +479,26 @@ def plot_bars(
 def plot_sources(
     rows  # from `source_rows`
 ):
-    "Left the share of each generator that is caught, right the share of each kind of photograph that is accused."
+    """Left the share of each generator that is caught, right the share of each kind of photograph
+    that is accused."""
     sides = [[r for r in rows if r['label'] == c] for c in ('fake', 'real')]
     fig, axes = plt.subplots(1, 2, figsize=(10, .27 * max(map(len, sides)) + 1.6))
-    for ax, own, c, what in zip(axes, sides, ('fake', 'real'), ('generated faces caught', 'photographs accused')):
+    for ax, own, c, what in zip(axes, sides, ('fake', 'real'),
+                                ('generated faces caught', 'photographs accused')):
         plot_bars(ax, own, INK[c])
         ax.set_title(what, fontsize=10)
     axes[0].set_xlim(0, 1.02)
     axes[1].set_xlim(0, max([.1, *(r['called_fake']['high'] for r in sides[1])]))
     handles, labels = axes[0].get_legend_handles_labels()
     handles += [Patch(fc='0.6', ec='0.4'), Patch(fc='none', ec='0.4')]
-    fig.legend(handles, [*labels, 'in training', 'never seen'], loc='lower center', ncols=6, fontsize=8, frameon=False)
+    fig.legend(handles, [*labels, 'in training', 'never seen'], loc='lower center', ncols=6,
+               fontsize=8, frameon=False)
     fig.tight_layout(rect=(0, .05, 1, 1))
     return fig
 
 # %% ../nbs/08_generators.ipynb #c0ef1b3b
-GENDERS, RACES = ('male', 'female'), ('White', 'Black', 'Asian', 'Indian', 'others')  # in the order of UTKFace's numbers
+# in the order of UTKFace's numbers
+GENDERS, RACES = ('male', 'female'), ('White', 'Black', 'Asian', 'Indian', 'others')
 AGES = ((0, 9), (10, 19), (20, 39), (40, 59), (60, 120))
 
 def person(
@@ -431,10 +526,12 @@ def largest_face(
     known,    # hashes of images that do not count, (M, 4)
     near=24   # bits
 ):
-    "What to judge: uint8 (3, size, size), or None for a near-copy of a known image and where no face is found."
+    """What to judge: uint8 (3, size, size), or None for a near-copy of a known image and where no
+    face is found."""
     try: image = open_image(path)
     except ImageError: return None
-    if bits_apart(dhash(Image.fromarray(image.transpose(1, 2, 0)))[None], known).min(initial=256) <= near:
+    if (bits_apart(dhash(Image.fromarray(image.transpose(1, 2, 0)))[None], known).min(initial=256)
+            <= near):
         return None
     try: return face_crops(image, size, path)[0][1]
     except ImageError: return None
@@ -455,7 +552,8 @@ def judge_people(
         crops = {i: largest_face(people.path[i], pre['size'], known) for i in rows}
         crops = {i: x for i, x in crops.items() if x is not None}
         if not crops: continue
-        logits = model(to_input(torch.stack(list(crops.values())).to(device), pre['normalize'])).float().cpu()
+        logits = model(to_input(torch.stack(list(crops.values())).to(device),
+                                pre['normalize'])).float().cpu()
         p |= dict(zip(crops, p_fake(logits, meta['temperature'])))
     return people.assign(p_fake=pd.Series(p, dtype=float).reindex(people.index))
 
@@ -465,9 +563,12 @@ def people_sample(
     each,    # images of each gender and race, and of each age
     seed=42  # of the choice
 ):
-    "DataFrame of `path` (str), `age`, `gender` and `race`. Raises `FaceError` when no file is called so."
+    """DataFrame of `path` (str), `age`, `gender` and `race`. Raises `FaceError` when no file is
+    called so."""
     found = [dict(path=str(p)) | who for p in Images([folder]) if (who := person(Path(p).name))]
-    if not found: raise FaceError(f'{folder}: no image is called age_gender_race_date, such as 26_1_2_20170116.jpg')
+    if not found:
+        raise FaceError(f'{folder}: no image is called age_gender_race_date, such as '
+                        '26_1_2_20170116.jpg')
     d = pd.DataFrame(found)
     name = d.path.map(lambda p: Path(p).name)
     d = d.assign(order=name.map(lambda n: digest(f'{seed}:{n}'.encode()))).sort_values('order')
@@ -484,7 +585,8 @@ def people_rows(
     rows = [dict(by='all', group='all') | share((d.p_fake >= threshold).sum(), len(d))]
     for by in ('gender', 'race', 'age'):
         for group, part in d.groupby(by):
-            rows.append(dict(by=by, group=group) | share((part.p_fake >= threshold).sum(), len(part)))
+            rows.append(
+                dict(by=by, group=group) | share((part.p_fake >= threshold).sum(), len(part)))
     return rows
 
 # %% ../nbs/08_generators.ipynb #453fbe43
@@ -496,9 +598,11 @@ def people_text(
     high = [r for r in groups if r['value'] > 2 * pooled['value']]
     told = ', '.join(f'{r["group"]} ({percent(r)} of {r["n"]})' for r in high)
     return (f'Of {pooled["n"]} photographs {percent(pooled)} are accused. ' +
-            (f'More than twice that share: {told}.' if high else 'No group is accused more than twice as often.'))
+            (f'More than twice that share: {told}.' if high else 'No group is accused more than '
+                                                                 'twice as often.'))
 def people_table(
     rows  # from `people_rows`
 ):
     "The same as text with 95 % intervals."
-    return pd.DataFrame([dict(by=r['by'], group=r['group'], n=r['n'], accused=percent(r)) for r in rows])
+    return pd.DataFrame(
+        [dict(by=r['by'], group=r['group'], n=r['n'], accused=percent(r)) for r in rows])

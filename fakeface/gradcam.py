@@ -30,8 +30,10 @@ def evidence(
     model,  # ResNet18
     x       # input (N, 3, H, W)
 ):
-    "`(logits, maps)`: (N, 2) and (N, 2, H/32, W/32); the mean of a map plus the bias of its class is its logit. Safe under threads: no hooks."
-    maps = torch.einsum('nchw,kc->nkhw', features(model, x).to_dense(), model.fc.weight)  # dense already, unless x is in oneDNN's order
+    """`(logits, maps)`: (N, 2) and (N, 2, H/32, W/32); the mean of a map plus the bias of its class
+    is its logit. Safe under threads: no hooks."""
+    # dense already, unless x is in oneDNN's order
+    maps = torch.einsum('nchw,kc->nkhw', features(model, x).to_dense(), model.fc.weight)
     return maps.mean((2, 3)) + model.fc.bias, maps
 
 # %% ../nbs/05_gradcam.ipynb #6379840f
@@ -39,7 +41,8 @@ def heat(
     maps,   # (N, 2, h, w) from `evidence`
     target  # class to explain for each image, int tensor (N,)
 ):
-    "Grad-CAM of the target class: float32 (N, h, w), scaled to [0, 1] for each image; all zero where nothing speaks for the class."
+    """Grad-CAM of the target class: float32 (N, h, w), scaled to [0, 1] for each image; all zero
+    where nothing speaks for the class."""
     m = maps[torch.arange(len(maps)), target].float().relu()
     m = m - m.amin((1, 2), keepdim=True)
     return m / m.amax((1, 2), keepdim=True).clamp(min=1e-7)
@@ -49,15 +52,23 @@ def closed_form(
     model, # ResNet18; stays untouched
     x      # input (N, 3, H, W)
 ):
-    "How exact the map is: `{n, completeness, correlation}`, the largest distance between a logit and its map's mean plus bias, and the smallest correlation with pytorch-grad-cam's map of the class said."
+    """How exact the map is: `{n, completeness, correlation}`, the largest distance between a logit
+    and its map's mean plus bias, and the smallest correlation with pytorch-grad-cam's map of the
+    class said."""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     with torch.inference_mode(): told, (logits, maps) = model(x), evidence(model, x)
     target, own = told.argmax(1), deepcopy(model)
-    theirs = GradCAM(own, [own.layer4[-1]])(x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
+    theirs = GradCAM(own, [own.layer4[-1]])(
+        x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
     ours = interpolate(heat(maps, target)[:, None], x.shape[-2:], mode='bilinear')[:, 0].numpy()
-    same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs) if a.std() > 0 or b.std() > 0]  # where nothing speaks for the class, both are flat
-    return dict(n=len(x), completeness=float((logits - told).abs().max()), correlation=float(min(same, default=1)))
+    # where nothing speaks for the class, both are flat
+    same = [
+        np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs)
+        if a.std() > 0 or b.std() > 0
+    ]
+    return dict(n=len(x), completeness=float((logits - told).abs().max()),
+                correlation=float(min(same, default=1)))
 
 # %% ../nbs/05_gradcam.ipynb #07d3441e
 METHODS = {'gradcam': 'Grad-CAM', 'hirescam': 'HiResCAM', 'layercam': 'LayerCAM'}
@@ -68,12 +79,14 @@ def fine_heat(
     target, # class to explain for each image, int tensor (N,)
     method  # 'hirescam' or 'layercam'
 ):
-    "A map of the third stage by pytorch-grad-cam, for the target class: float32 array (N, H, W), scaled to [0, 1] for each image."
+    """A map of the third stage by pytorch-grad-cam, for the target class: float32 array (N, H, W),
+    scaled to [0, 1] for each image."""
     from pytorch_grad_cam import HiResCAM, LayerCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     with torch.inference_mode(False), torch.enable_grad():
         own = deepcopy(model)
-        return dict(hirescam=HiResCAM, layercam=LayerCAM)[method](own, [own.layer3[-1]])(x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
+        return dict(hirescam=HiResCAM, layercam=LayerCAM)[method](own, [own.layer3[-1]])(
+            x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
 
 # %% ../nbs/05_gradcam.ipynb #9895eca8
 def enlarged(
@@ -81,7 +94,8 @@ def enlarged(
     x,      # input (N, 3, H, W)
     scale=2 # of the sides
 ):
-    "`evidence` of the enlarged image (bilinear): logits (N, 2), which are not those of the image, and maps (N, 2, scale * H/32, scale * W/32)."
+    """`evidence` of the enlarged image (bilinear): logits (N, 2), which are not those of the image,
+    and maps (N, 2, scale * H/32, scale * W/32)."""
     return evidence(model, interpolate(x, scale_factor=scale, mode='bilinear'))
 
 # %% ../nbs/05_gradcam.ipynb #7cce39a8
@@ -92,7 +106,8 @@ def overlay(
 ):
     "The image with its heatmap over it: uint8 (H, W, 3)."
     h, w = image.shape[-2:]
-    m = np.clip(cv2.resize(np.asarray(heatmap, np.float32), (w, h), interpolation=cv2.INTER_LINEAR), 0, 1)
+    m = np.clip(cv2.resize(np.asarray(heatmap, np.float32), (w, h), interpolation=cv2.INTER_LINEAR),
+                0, 1)
     colour = cv2.applyColorMap((m * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     a = alpha * m[..., None]
     return (image.transpose(1, 2, 0) * (1 - a) + colour * a).round().astype(np.uint8)
@@ -104,7 +119,14 @@ def explained(
     image,        # uint8 (3, H, W)
     p             # its p_fake
 ):
-    "What the network saw, and the same with Grad-CAM of the verdict laid over it: a list of two uint8 (size, size, 3)."
-    seen, device = fit_to(torch.from_numpy(image), meta['preprocessing']['size']), model.fc.weight.device
-    maps = evidence(model, to_input(seen[None].to(device), meta['preprocessing']['normalize']))[1].cpu()
-    return [seen.permute(1, 2, 0).numpy(), overlay(seen.numpy(), heat(maps, torch.tensor([FAKE if p >= meta['threshold'] else REAL]))[0])]
+    """What the network saw, and the same with Grad-CAM of the verdict laid over it: a list of two
+    uint8 (size, size, 3)."""
+    seen, device = fit_to(torch.from_numpy(image),
+                          meta['preprocessing']['size']), model.fc.weight.device
+    maps = evidence(model, to_input(seen[None].to(device),
+                                    meta['preprocessing']['normalize']))[1].cpu()
+    return [
+        seen.permute(1, 2, 0).numpy(),
+        overlay(seen.numpy(),
+                heat(maps, torch.tensor([FAKE if p >= meta['threshold'] else REAL]))[0])
+    ]

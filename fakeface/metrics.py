@@ -38,10 +38,18 @@ def bootstrap_all(
     n=2000,   # resamples
     seed=42   # of the resampling
 ):
-    "`{name: {value, low, high}}` with percentile 95 % intervals under class-wise resampling of the images (Efron 1979)."
+    """`{name: {value, low, high}}` with percentile 95 % intervals under class-wise resampling of
+    the images (Efron 1979)."""
     rng, groups = np.random.default_rng(seed), [np.flatnonzero(is_fake), np.flatnonzero(~is_fake)]
-    draws = pd.DataFrame([metrics(is_fake[i], score[i]) for i in (np.concatenate([rng.choice(g, len(g)) for g in groups]) for _ in range(n))])
-    return {k: dict(value=float(v), low=float(draws[k].quantile(.025)), high=float(draws[k].quantile(.975))) for k, v in metrics(is_fake, score).items()}
+    draws = pd.DataFrame([
+        metrics(is_fake[i], score[i])
+        for i in (np.concatenate([rng.choice(g, len(g)) for g in groups]) for _ in range(n))
+    ])
+    return {
+        k: dict(value=float(v), low=float(draws[k].quantile(.025)),
+                high=float(draws[k].quantile(.975)))
+        for k, v in metrics(is_fake, score).items()
+    }
 
 # %% ../nbs/lib/06_metrics.ipynb #9cf24de0
 def ece(
@@ -49,7 +57,8 @@ def ece(
     score,    # p_fake (N,)
     bins=10   # of equal width
 ):
-    "Expected calibration error of p_fake, 0 to 1 (Naeini et al. 2015). With few images even a perfect score has one above 0."
+    """Expected calibration error of p_fake, 0 to 1 (Naeini et al. 2015). With few images even a
+    perfect score has one above 0."""
     which = np.minimum((np.asarray(score) * bins).astype(int), bins - 1)
     return float(abs(np.bincount(which, np.asarray(is_fake) - score)).sum() / len(score))
 
@@ -61,13 +70,17 @@ def ece_if_perfect(
 ):
     "`(low, high)`: the central 95 % of what `ece` would be if p_fake were exactly right."
     rng = np.random.default_rng(seed)
-    return tuple(float(q) for q in np.quantile([ece(rng.uniform(size=len(score)) < score, score) for _ in range(n)], [.025, .975]))
+    return tuple(
+        float(q)
+        for q in np.quantile([ece(rng.uniform(size=len(score)) < score, score)
+                              for _ in range(n)], [.025, .975]))
 
 def percent(
     metric  # {value, low, high}
 ):
     "`94.3 % (91.1 to 96.4)`, the 95 % interval in brackets."
-    return f'{100 * metric["value"]:.1f} % ({100 * metric["low"]:.1f} to {100 * metric["high"]:.1f})'
+    value, low, high = (100 * metric[k] for k in ('value', 'low', 'high'))
+    return f'{value:.1f} % ({low:.1f} to {high:.1f})'
 
 def number(
     metric  # {value, low, high}

@@ -30,13 +30,16 @@ def fit_to(
     image,  # uint8 tensor (3, H, W)
     size    # side in pixels
 ):
-    "`image` as (3, size, size) uint8: centre square, resized (bilinear, antialiased); unchanged when it has that size."
+    """`image` as (3, size, size) uint8: centre square, resized (bilinear, antialiased); unchanged
+    when it has that size."""
     if image.shape[-2:] == (size, size): return image
-    square = TF.center_crop(image, [min(image.shape[-2:])] * 2)  # first, or a strip of 60,000 x 1 pixels would grow before it is cut
+    # first, or a strip of 60,000 x 1 pixels would grow before it is cut
+    square = TF.center_crop(image, [min(image.shape[-2:])] * 2)
     return TF.resize(square, [size, size], antialias=True)
 
 # %% ../nbs/02_model.ipynb #29b1cea8
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, with which torchvision's weights were trained
+# of ImageNet, with which torchvision's weights were trained
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def to_input(
     batch,          # uint8 tensor (N, 3, H, W)
@@ -59,48 +62,67 @@ def new_model(
 def trunk(
     model  # ResNet18; the weights are shared, not copied
 ):
-    "The network without its last layer: a module that turns an input (N, 3, H, W) into (N, 512), each the mean of a feature map and at least 0."
+    """The network without its last layer: a module that turns an input (N, 3, H, W) into (N, 512),
+    each the mean of a feature map and at least 0."""
     return nn.Sequential(*list(model.children())[:-1], nn.Flatten())
 
 # %% ../nbs/02_model.ipynb #a073dbbf
 META_KEY = 'fakeface'  # of our own checkpoints: under it lies their metadata as JSON
-MAX_WEIGHTS = 256 * 2**20  # bytes of a weights file; ResNet18 with ImageNet's 1,000 classes has 47 MB
+# bytes of a weights file; ResNet18 with ImageNet's 1,000 classes has 47 MB
+MAX_WEIGHTS = 256 * 2**20
 
 def read_tensors(
     path  # .safetensors, .pth or .pt
 ):
-    "The tensors of a weights file, `{name: tensor}`, and its text metadata. Raises `FaceError` for anything else, a pickled object included."
+    """The tensors of a weights file, `{name: tensor}`, and its text metadata. Raises `FaceError`
+    for anything else, a pickled object included."""
     path = Path(path)
-    if not path.is_file(): raise FaceError(f'{path}: no such weights file; leave --weights out for those that ship, or train some with fakeface run')
-    if path.stat().st_size > MAX_WEIGHTS: raise FaceError(f'{path}: larger than {MAX_WEIGHTS >> 20} MB, so no weights of a ResNet18')
+    if not path.is_file():
+        raise FaceError(
+            f'{path}: no such weights file; leave --weights out for those that ship, or '
+            'train some with fakeface run')
+    if path.stat().st_size > MAX_WEIGHTS:
+        raise FaceError(f'{path}: larger than {MAX_WEIGHTS >> 20} MB, so no weights of a ResNet18')
     try:
         if path.suffix == '.safetensors':
-            with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-        if not is_zipfile(path) or sum(e.file_size for e in ZipFile(path).infolist()) <= MAX_WEIGHTS:
+            with safe_open(path, 'pt') as f:
+                return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        if (not is_zipfile(path)
+                or sum(e.file_size for e in ZipFile(path).infolist()) <= MAX_WEIGHTS):
             state = torch.load(path, map_location='cpu', weights_only=True)
-            if isinstance(state, dict) and all(map(is_plain, state.values())): return dict(state), {}
-    except (SafetensorError, OSError) as e: raise FaceError(f'{path}: not a safetensors file ({e})') from None
-    except Exception: pass  # whatever else a hostile or foreign file provokes ends in the line below
-    raise FaceError(f'{path}: holds more than tensors, or is damaged; only safetensors and plain state dicts are read')
+            if isinstance(state, dict) and all(map(is_plain, state.values())):
+                return dict(state), {}
+    except (SafetensorError, OSError) as e:
+        raise FaceError(f'{path}: not a safetensors file ({e})') from None
+    except Exception:
+        pass  # whatever else a hostile or foreign file provokes ends in the line below
+    raise FaceError(f'{path}: holds more than tensors, or is damaged; only safetensors and plain '
+                    'state dicts are read')
 
 def is_plain(
     v  # value of a state dict
 ):
     "Whether it is a tensor that can be copied into another: dense, with values."
-    return isinstance(v, torch.Tensor) and v.layout == torch.strided and v.device.type == 'cpu' and not v.is_quantized and not v.is_nested
+    return (isinstance(v, torch.Tensor) and v.layout == torch.strided and v.device.type == 'cpu'
+            and not v.is_quantized and not v.is_nested)
 
 # %% ../nbs/02_model.ipynb #d9aa92d8
 def imagenet_tensors(
     timeout=20  # seconds without an answer after which the download is given up
 ):
-    "torchvision's ImageNet tensors for ResNet18, downloaded once and cached, or None with a warning when they cannot be had."
+    """torchvision's ImageNet tensors for ResNet18, downloaded once and cached, or None with a
+    warning when they cannot be had."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(timeout)
     try: return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
     except Exception as e:  # whatever a network, a proxy or a damaged file in the cache provokes
-        (Path(torch.hub.get_dir())/'checkpoints'/Path(ResNet18_Weights.IMAGENET1K_V1.url).name).unlink(missing_ok=True)
-        warnings.warn(f'ImageNet weights could not be downloaded ({e}): training starts from random values. Remedies: connect to the network and '
-                      'run again, or name a local file with --set model.weights=FILE (resnet18 as .pth or .safetensors).', stacklevel=2)
+        (Path(torch.hub.get_dir())/'checkpoints' /
+         Path(ResNet18_Weights.IMAGENET1K_V1.url).name).unlink(missing_ok=True)
+        warnings.warn(
+            f'ImageNet weights could not be downloaded ({e}): training starts from random '
+            'values. Remedies: connect to the network and '
+            'run again, or name a local file with --set model.weights=FILE (resnet18 as '
+            '.pth or .safetensors).', stacklevel=2)
     finally: socket.setdefaulttimeout(before)
 
 # %% ../nbs/02_model.ipynb #5a2fa57e
@@ -132,10 +154,15 @@ def build_model(
 def pick_device(
     name='auto'  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
 ):
-    "A torch device: the accelerator if there is one, else the processor. Raises `FaceError` for one that is not there."
-    if name == 'auto': return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    """A torch device: the accelerator if there is one, else the processor. Raises `FaceError` for
+    one that is not there."""
+    if name == 'auto':
+        return (torch.accelerator.current_accelerator()
+                if torch.accelerator.is_available() else torch.device('cpu'))
     try: torch.empty(0, device=name)
-    except (RuntimeError, AssertionError): raise FaceError(f'device {name!r} is not available here, or none at all; use auto or cpu') from None
+    except (RuntimeError, AssertionError):
+        raise FaceError(
+            f'device {name!r} is not available here, or none at all; use auto or cpu') from None
     return torch.device(name)
 
 # %% ../nbs/02_model.ipynb #afd51e01
@@ -143,14 +170,19 @@ def pick_dtype(
     device,           # torch device
     precision='auto'  # 'auto', 'fp32', 'bf16' or 'fp16'
 ):
-    "The dtype convolutions compute in: by default bfloat16 where the hardware has it, float16 on other GPUs, else float32."
+    """The dtype convolutions compute in: by default bfloat16 where the hardware has it, float16 on
+    other GPUs, else float32."""
     types = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
     if precision != 'auto':
-        if precision not in types: raise FaceError(f'precision {precision!r} is not one of auto, {", ".join(types)}')
+        if precision not in types:
+            raise FaceError(f'precision {precision!r} is not one of auto, {", ".join(types)}')
         return types[precision]
-    if device.type == 'cuda': return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == 'cuda':
+        return (torch.bfloat16 if torch.cuda.is_bf16_supported(
+            including_emulation=False) else torch.float16)
     cpu = getattr(torch.cpu, 'get_capabilities', dict)()  # older releases of torch cannot tell
-    return torch.bfloat16 if device.type == 'cpu' and (cpu.get('avx512_bf16') or cpu.get('amx_bf16')) else torch.float32
+    return (torch.bfloat16 if device.type == 'cpu' and
+            (cpu.get('avx512_bf16') or cpu.get('amx_bf16')) else torch.float32)
 
 # %% ../nbs/02_model.ipynb #d7ea5069
 def autocast(
@@ -169,13 +201,18 @@ def metadata(
     normalize=True,     # see `to_input`
     temperature=1.0,    # logits are divided by it (Guo et al. 2017, arXiv 1706.04599)
     threshold=0.5,      # the p_fake that parts fake from real when there must be an answer
-    band=None,          # (low, high): 'real' below low, 'fake' from high on, 'uncertain' between; None: both are the threshold
+    # (low, high): 'real' below low, 'fake' from high on, 'uncertain' between; None: both are the
+    # threshold
+    band=None,
     stride=2,           # see `new_model`
-    **more              # training settings, manifest digest, metrics, real_scores (p_fake of the real validation images) ...
+    # training settings, manifest digest, metrics, real_scores (p_fake of the real validation
+    # images) ...
+    **more
 ):
     "The metadata of a checkpoint as a JSON-ready dict."
-    return dict(format=FORMAT, architecture='resnet18', stride=stride, classes=list(CLASSES), preprocessing=dict(size=size, normalize=normalize),
-                temperature=temperature, threshold=threshold, band=list(band or [threshold] * 2), **more)
+    return dict(format=FORMAT, architecture='resnet18', stride=stride, classes=list(CLASSES),
+                preprocessing=dict(size=size, normalize=normalize), temperature=temperature,
+                threshold=threshold, band=list(band or [threshold] * 2), **more)
 
 # %% ../nbs/02_model.ipynb #4357f638
 def save_checkpoint(
@@ -183,8 +220,12 @@ def save_checkpoint(
     model,  # ResNet18
     meta    # from `metadata`
 ):
-    "Write model and metadata as one safetensors file, atomically; tensors of two or more dimensions as float16."
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
+    """Write model and metadata as one safetensors file, atomically; tensors of two or more
+    dimensions as float16."""
+    state = {
+        k: v.detach().cpu().contiguous()
+        for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')
+    }
     state = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
     with atomic_write(path, 'wb') as f: f.write(save(state, {META_KEY: json.dumps(meta)}))
 
@@ -197,37 +238,57 @@ def check_metadata(
     def need(ok, what):
         if not ok: raise FaceError(f'{path}: {what}')
     number = lambda v, lo, hi: type(v) in (int, float) and lo < v < hi
-    need(isinstance(meta, dict) and meta.get('format') == FORMAT, 'not a fakeface checkpoint (metadata missing or of another version)')
-    need(meta.get('architecture') == 'resnet18', f'architecture {meta.get("architecture")!r} is not resnet18')
-    need(type(stride := meta.setdefault('stride', 2)) is int and stride in (1, 2), 'stride must be 1 or 2')  # files from before this field have 2
-    need(meta.get('classes') == list(CLASSES), f'classes {meta.get("classes")!r} are not {list(CLASSES)}')
+    need(isinstance(meta, dict) and meta.get('format') == FORMAT, 'not a fakeface checkpoint '
+                                                                  '(metadata missing or of another '
+                                                                  'version)')
+    need(
+        meta.get('architecture') == 'resnet18', f'architecture {meta.get("architecture")!r} is not '
+        'resnet18')
+    # files from before this field have 2
+    need(type(stride := meta.setdefault('stride', 2)) is int and stride in (1, 2), 'stride must be '
+                                                                                   '1 or 2')
+    need(meta.get('classes') == list(CLASSES), f'classes {meta.get("classes")!r} are not '
+                                               f'{list(CLASSES)}')
     pre = meta.get('preprocessing')
-    need(isinstance(pre, dict) and type(pre.get('size')) is int and 32 <= pre['size'] <= 1024 and type(pre.get('normalize')) is bool,
-         'preprocessing must hold size (32 to 1024) and normalize')
-    need(number(meta.get('temperature'), 1e-3, 1e3), 'temperature must be a number between 0.001 and 1000')
+    need(
+        isinstance(pre, dict) and type(pre.get('size')) is int and 32 <= pre['size'] <= 1024
+        and type(pre.get('normalize')) is bool,
+        'preprocessing must hold size (32 to 1024) and normalize')
+    need(number(meta.get('temperature'), 1e-3, 1e3), 'temperature must be a number between 0.001 '
+                                                     'and 1000')
     need(number(meta.get('threshold'), 0, 1), 'threshold must lie between 0 and 1')
     band = meta.get('band')
-    need(isinstance(band, list) and len(band) == 2 and all(number(v, 0, 1) for v in band) and band[0] <= meta['threshold'] <= band[1],
-         'band must hold two numbers between 0 and 1 with the threshold between them')
+    need(
+        isinstance(band, list) and len(band) == 2 and all(number(v, 0, 1) for v in band)
+        and band[0] <= meta['threshold'] <= band[1],
+        'band must hold two numbers between 0 and 1 with the threshold between them')
     scores = meta.get('real_scores', [])
-    need(isinstance(scores, list) and len(scores) <= 100_000 and all(number(v, -1e-9, 1 + 1e-9) for v in scores), 'real_scores must be a list of numbers from 0 to 1')
+    need(
+        isinstance(scores, list) and len(scores) <= 100_000
+        and all(number(v, -1e-9, 1 + 1e-9) for v in scores),
+        'real_scores must be a list of numbers from 0 to 1')
     return meta
 
 # %% ../nbs/02_model.ipynb #5b42fd19
 def load_checkpoint(
     path  # .safetensors written by `save_checkpoint`
 ):
-    "`(model, meta)`, the model in evaluation mode. Raises `FaceError` for a file that is missing, damaged, foreign or not finite."
-    if Path(path).suffix != '.safetensors': raise FaceError(f'{path}: a checkpoint is a .safetensors file')
+    """`(model, meta)`, the model in evaluation mode. Raises `FaceError` for a file that is missing,
+    damaged, foreign or not finite."""
+    if Path(path).suffix != '.safetensors':
+        raise FaceError(f'{path}: a checkpoint is a .safetensors file')
     state, text = read_tensors(path)
-    if len(text.get(META_KEY, '')) > MAX_META: raise FaceError(f'{path}: metadata is longer than {MAX_META >> 20} million characters')
+    if len(text.get(META_KEY, '')) > MAX_META:
+        raise FaceError(f'{path}: metadata is longer than {MAX_META >> 20} million characters')
     try: meta = check_metadata(json.loads(text.get(META_KEY, 'null')), path)
     except (ValueError, RecursionError): raise FaceError(f'{path}: metadata is not JSON') from None
     model = new_model(meta['stride'])
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
-    if state.keys() != own.keys() or any(v.shape != own[k].shape or v.dtype not in STORED for k, v in state.items()):
+    if (state.keys() != own.keys()
+            or any(v.shape != own[k].shape or v.dtype not in STORED for k, v in state.items())):
         raise FaceError(f'{path}: tensors are not those of a ResNet18 with two outputs')
-    if not all(torch.isfinite(v).all() for v in state.values()): raise FaceError(f'{path}: weights are not finite')
+    if not all(torch.isfinite(v).all() for v in state.values()):
+        raise FaceError(f'{path}: weights are not finite')
     model.load_state_dict(state, strict=False)
     return model.eval(), meta
 
@@ -242,7 +303,8 @@ def seal_text(
     path  # of a file
 ):
     "What stands there: the digest and the name, as `sha256sum` writes them."
-    with open(path, 'rb') as f: return f'{hashlib.file_digest(f, "sha256").hexdigest()}  {Path(path).name}\n'
+    with open(path, 'rb') as f:
+        return f'{hashlib.file_digest(f, "sha256").hexdigest()}  {Path(path).name}\n'
 
 def write_seal(
     path  # of a file
@@ -255,8 +317,12 @@ def check_seal(
 ):
     "Raise `FaceError` unless the file has the SHA-256 that stands beside it."
     try: same = seal_path(path).read_text(encoding='utf-8') == seal_text(path)
-    except (OSError, ValueError) as e: raise FaceError(f'{path}: cannot be compared with its SHA-256 ({e}); install fakeface again') from None
-    if not same: raise FaceError(f'{path}: not the file that was shipped, its SHA-256 differs from the one beside it; install fakeface again, or name the file with --weights')
+    except (OSError, ValueError) as e:
+        raise FaceError(
+            f'{path}: cannot be compared with its SHA-256 ({e}); install fakeface again') from None
+    if not same:
+        raise FaceError(f'{path}: not the file that was shipped, its SHA-256 differs from the one '
+                        'beside it; install fakeface again, or name the file with --weights')
 
 # %% ../nbs/02_model.ipynb #9b89b12f
 def p_fake(

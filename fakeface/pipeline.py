@@ -28,7 +28,10 @@ from .model import load_checkpoint, pick_device
 from .robustness import checkpoints
 
 # %% ../nbs/lib/08_pipeline.ipynb #61b24ac0
-STEPS = tuple(sorted(p.stem for p in Path(fakeface.__file__).parent.parent.glob('nbs/[0-9]*.ipynb') if p.stem > '01'))  # not the tour
+# not the tour
+STEPS = tuple(
+    sorted(p.stem for p in Path(fakeface.__file__).parent.parent.glob('nbs/[0-9]*.ipynb')
+           if p.stem > '01'))
 
 def section(step): return step.split('_', 1)[1]  # '03_train' -> 'train': its section in a profile
 
@@ -51,11 +54,16 @@ def load_profile(
     name  # of a profile, or path of a YAML file
 ):
     "The content of a profile as a dict. Raises `FaceError` when it does not exist or is not YAML."
-    path = Path(name) if str(name).endswith(('.yaml', '.yml')) else repo_path('nbs')/'profiles'/f'{name}.yaml'
-    if not path.is_file(): raise FaceError(f'profile {str(name)!r} not found; there are {", ".join(profiles())}, or name a .yaml file')
+    path = (Path(name) if str(name).endswith(
+        ('.yaml', '.yml')) else repo_path('nbs')/'profiles'/f'{name}.yaml')
+    if not path.is_file():
+        raise FaceError(f'profile {str(name)!r} not found; there are {", ".join(profiles())}, or '
+                        'name a .yaml file')
     try: content = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise FaceError(f'{path}: not YAML ({" ".join(str(e).split())})') from None
-    if not isinstance(content, dict): raise FaceError(f'{path}: a profile holds sections such as train:')
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise FaceError(f'{path}: not YAML ({" ".join(str(e).split())})') from None
+    if not isinstance(content, dict):
+        raise FaceError(f'{path}: a profile holds sections such as train:')
     return content
 
 # %% ../nbs/lib/08_pipeline.ipynb #15543224
@@ -67,21 +75,37 @@ def check(
     "Raise `FaceError` unless `name` is known."
     if name in known: return
     near = difflib.get_close_matches(str(name), list(known), 1)
-    raise FaceError(f'{what} {str(name)!r} is unknown' + (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(known)}'))
+    raise FaceError(f'{what} {str(name)!r} is unknown' +
+                    (f'; did you mean {near[0]!r}?' if near else f'; there are {", ".join(known)}'))
 
 # %% ../nbs/lib/08_pipeline.ipynb #9bb5f7c8
-RANGES = {'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, 'gradcam.worst': 1, **{f'{s}.{n}': 1 for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations') for n in ('batch_size', 'bootstrap')},
-          'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024), 'train.lr': (1e-12, 10), 'train.jitter': (0, 1),
-          'train.rescale_p': (0, 1), 'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
-          'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.fpr_kind': (0, .5), 'train.forward_p': (0, 1), 'train.source_power': (0, 1), 'generators.people_each': 1, 'train.band': (0, .5)}  # the least, or the least and the most
-WORDS = {'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'), 'train.schedule': ('onecycle', 'cosine', 'constant'), 'train.precision': ('auto', 'fp32', 'bf16', 'fp16')}
+# the least, or the least and the most
+RANGES = {
+    'train.epochs': 1, 'train.batch_size': 1, 'gradcam.each': 1, 'gradcam.worst': 1, **{
+        f'{s}.{n}': 1
+        for s in ('evaluate', 'robustness', 'shortcuts', 'generators', 'explanations')
+        for n in ('batch_size', 'bootstrap')
+    }, 'data.share': (.01, .45), 'model.size': (32, 1024), 'data.standin_size': (32, 1024),
+    'train.lr': (1e-12, 10), 'train.jitter': (0, 1), 'train.rescale_p': (0, 1),
+    'train.blur_p': (0, 1), 'train.noise_p': (0, 1), 'train.jpeg_p': (0, 1),
+    'train.ema': (0, .99999), 'train.fpr': (0, .5), 'train.fpr_kind': (0, .5),
+    'train.forward_p': (0, 1), 'train.source_power': (0, 1), 'generators.people_each': 1,
+    'train.band': (0, .5)
+}
+WORDS = {
+    'train.keep': ('best', 'last'), 'train.optimizer': ('adam', 'adamw'),
+    'train.schedule': ('onecycle', 'cosine', 'constant'),
+    'train.precision': ('auto', 'fp32', 'bf16', 'fp16')
+}
 
 def within(
     name,  # 'train.epochs'
     value  # of the right type
 ):
-    "`value`, if the step can work with it; numbers that nothing is said of must not be negative. Raises `FaceError`."
-    if name in WORDS and value not in WORDS[name]: raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
+    """`value`, if the step can work with it; numbers that nothing is said of must not be negative.
+    Raises `FaceError`."""
+    if name in WORDS and value not in WORDS[name]:
+        raise FaceError(f'{name}={value}: must be one of {", ".join(WORDS[name])}')
     if name.endswith('.copies'):
         for c in value:
             parse(str(c))
@@ -92,7 +116,8 @@ def within(
     least = RANGES.get(name, 0)
     low, high = least if isinstance(least, tuple) else (least, float('inf'))
     if isinstance(value, (int, float)) and not low <= value <= high:
-        raise FaceError(f'{name}={value}: must be at least {low:g}' + (f' and at most {high:g}' if high < float('inf') else ''))
+        raise FaceError(f'{name}={value}: must be at least {low:g}' +
+                        (f' and at most {high:g}' if high < float('inf') else ''))
     return value
 
 # %% ../nbs/lib/08_pipeline.ipynb #86b2fcbe
@@ -101,14 +126,17 @@ def typed(
     value,    # given
     default   # whose type it must have
 ):
-    "`value` as the type of `default`; whole numbers pass as floats, and one text or number as a list of it. Raises `FaceError` for another type."
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool): return float(value)
+    """`value` as the type of `default`; whole numbers pass as floats, and one text or number as a
+    list of it. Raises `FaceError` for another type."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if isinstance(default, list) and isinstance(value, (str, int, float)):
         return [value]
     if isinstance(default, float) and isinstance(value, str):  # YAML reads 1e-3 as text
         try: return float(value)
         except ValueError: pass
-    if type(value) is not type(default): raise FaceError(f'{name} must be {type(default).__name__} like {default!r}, not {value!r}')
+    if type(value) is not type(default):
+        raise FaceError(f'{name} must be {type(default).__name__} like {default!r}, not {value!r}')
     return value
 
 # %% ../nbs/lib/08_pipeline.ipynb #81709126
@@ -116,31 +144,38 @@ def resolve(
     profile,   # dict of sections
     sets=()    # 'train.epochs=3' ...
 ):
-    "Every setting of every step, `{step: {name: value}}`: the notebooks' defaults, then the profile, then `sets`. Raises `FaceError` for a wrong name or type."
+    """Every setting of every step, `{step: {name: value}}`: the notebooks' defaults, then the
+    profile, then `sets`. Raises `FaceError` for a wrong name or type."""
     out = {s: {n: v for n, (v, _) in defaults(s).items() if n != 'run_dir'} for s in STEPS}
     steps = {section(s): s for s in STEPS}
     given = []
     for sec, values in profile.items():
         check(sec, steps, 'section')
-        if not isinstance(values or {}, dict): raise FaceError(f'section {sec!r} of the profile must hold settings, such as epochs: 3')
+        if not isinstance(values or {}, dict):
+            raise FaceError(f'section {sec!r} of the profile must hold settings, such as epochs: 3')
         given += [(sec, n, v) for n, v in (values or {}).items()]
     for text in sets:
         key, eq, value = text.partition('=')
         sec, dot, name = key.partition('.')
-        if not eq or not dot: raise FaceError(f'--set {text!r}: write it as section.name=value, for example train.epochs=3')
+        if not eq or not dot:
+            raise FaceError(f'--set {text!r}: write it as section.name=value, for example '
+                            'train.epochs=3')
         try: given.append((sec, name, yaml.safe_load(value) if value else ''))
-        except yaml.YAMLError: raise FaceError(f'--set {printable(text)}: {value!r} is not a value') from None
+        except yaml.YAMLError:
+            raise FaceError(f'--set {printable(text)}: {value!r} is not a value') from None
     for sec, name, value in given:
         check(sec, steps, 'section')
         check(name, out[steps[sec]], f'setting of {sec}')
-        out[steps[sec]][name] = within(f'{sec}.{name}', typed(f'{sec}.{name}', value, out[steps[sec]][name]))
+        out[steps[sec]][name] = within(f'{sec}.{name}',
+                                       typed(f'{sec}.{name}', value, out[steps[sec]][name]))
     return out
 
 # %% ../nbs/lib/08_pipeline.ipynb #c50167dd
 def step_cells(
     step  # name of a notebook
 ):
-    """What a run executes of a notebook: its title, imports and settings, and what stands below 'Run'. The package gives the rest."""
+    """What a run executes of a notebook: its title, imports and settings, and what stands below
+    'Run'. The package gives the rest."""
     cells = nbformat.read(repo_path('nbs')/f'{step}.ipynb', 4).cells
     code = [c for c in cells if c.cell_type == 'code']
     module = re.search(r'default_exp (\w+)', code[0].source)[1]
@@ -161,20 +196,26 @@ def modules_below(
 def step_keys(
     settings  # from `resolve`
 ):
-    "Digest of each step: its settings, its cells, the source of the modules below them, and the digest of the step before it."
+    """Digest of each step: its settings, its cells, the source of the modules below them, and the
+    digest of the step before it."""
     keys, before = {}, ''
     for s in STEPS:
         code = [c.source for c in step_cells(s) if c.cell_type == 'code']
-        used = set().union(*map(modules_below, re.findall(r'^from fakeface\.(\w+) import', '\n'.join(code), re.M)))
-        source = [(repo_path('fakeface')/f'{m}.py').read_text(encoding='utf-8') for m in sorted(used)]
+        used = set().union(
+            *map(modules_below, re.findall(r'^from fakeface\.(\w+) import', '\n'.join(code), re.M)))
+        source = [(repo_path('fakeface')/f'{m}.py').read_text(encoding='utf-8')
+                  for m in sorted(used)]
         keys[s] = before = digest([before, settings[s], code, source])
     return keys
 
 # %% ../nbs/lib/08_pipeline.ipynb #3767000c
 @contextmanager
 def kernel_sockets():
-    "Configuration with which a kernel listens in a private folder, removed afterwards, instead of on ports that every user of the machine can reach."
-    with tempfile.TemporaryDirectory() as d: yield Config(KernelManager=dict(transport='ipc', ip=f'{d}/kernel') if os.name == 'posix' else {})
+    """Configuration with which a kernel listens in a private folder, removed afterwards, instead of
+    on ports that every user of the machine can reach."""
+    with tempfile.TemporaryDirectory() as d:
+        yield Config(
+            KernelManager=dict(transport='ipc', ip=f'{d}/kernel') if os.name == 'posix' else {})
 
 # %% ../nbs/lib/08_pipeline.ipynb #4ae60f51
 def run_step(
@@ -182,7 +223,8 @@ def run_step(
     settings,  # of this step
     run_dir    # absolute path of the run
 ):
-    """Execute the run of one notebook into the run folder, as `.ipynb`, and as `.html` without the code.
+    """Execute the run of one notebook into the run folder, as `.ipynb`, and as `.html` without the
+    code.
 
     Raises `FaceError` with the notebook's own line when the user can mend it."""
     nbs, half, done = repo_path('nbs'), run_dir/f'.{step}.ipynb', run_dir/f'{step}.ipynb'
@@ -191,8 +233,9 @@ def run_step(
     nbformat.write(whole, half)
     try:
         with kernel_sockets() as sockets:
-            papermill.execute_notebook(str(half), str(half), settings | dict(run_dir=str(run_dir)), cwd=str(nbs), kernel_name='python3',
-                                       progress_bar=False, stderr_file=sys.stderr, config=sockets)
+            papermill.execute_notebook(str(half), str(half), settings | dict(run_dir=str(run_dir)),
+                                       cwd=str(nbs), kernel_name='python3', progress_bar=False,
+                                       stderr_file=sys.stderr, config=sockets)
     except PapermillExecutionError as e:
         if e.ename in ('FaceError', 'ImageError'):
             raise FaceError(e.evalue) from None
@@ -214,10 +257,12 @@ def new_run_dir(
     folder=None   # of the run itself
 ):
     "A fresh folder, by default `<utc>-<profile>` in `out`, made now."
-    path = Path(folder or Path(out)/f'{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(profile).stem}')
+    path = Path(folder
+                or Path(out)/f'{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{Path(profile).stem}')
     if folder and path.exists(): raise FaceError(f'{path}: is there already; name a new folder')
     try: path.mkdir(parents=True)
-    except FileExistsError: raise FaceError(f'{path}: another run started in the same second; try again') from None
+    except FileExistsError:
+        raise FaceError(f'{path}: another run started in the same second; try again') from None
     except OSError as e: raise FaceError(f'{path}: cannot be made ({e.strerror})') from None
     return path.resolve()
 
@@ -230,7 +275,8 @@ def prepare(
     weights=None, # a finished checkpoint: it is examined, and nothing is trained
     folder=None   # of the run; None: a new one in `out`
 ):
-    "Check everything that can be checked, then make the run folder with `config.yaml` and `environment.json`; returns its path."
+    """Check everything that can be checked, then make the run folder with `config.yaml` and
+    `environment.json`; returns its path."""
     if weights: load_checkpoint(weights)
     content = load_profile(profile)
     needs_data = content.pop('needs_data', False)
@@ -238,7 +284,8 @@ def prepare(
     d, m = settings['01_data'], settings['02_model']
     if data: d['roots'] = [str(r) for r in (data if isinstance(data, (list, tuple)) else [data])]
     if needs_data and not d['roots']:
-        raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR (fakeface fetch gets the 140k set)')
+        raise FaceError(f'profile {profile!r} needs photographs: name a data set with --data DIR '
+                        '(fakeface fetch gets the 140k set)')
     for s in settings.values():
         if 'device' in s: pick_device(s['device'])
     g, r = settings['08_generators'], settings['06_robustness']  # now, not after the training
@@ -249,16 +296,22 @@ def prepare(
         g['people'] = str(Path(g['people']).resolve())
     for r in d['roots']: list_images(r, both=len(d['roots']) == 1)
     d['roots'] = [str(Path(r).resolve()) for r in d['roots']]
-    if d['standin_dir'] == defaults('01_data')['standin_dir'][0]: d['standin_dir'] = str(repo_path('data'))
+    if d['standin_dir'] == defaults('01_data')['standin_dir'][0]:
+        d['standin_dir'] = str(repo_path('data'))
     d['standin_dir'] = str(Path(d['standin_dir']).resolve())
     if m['weights'] == 'shipped': m['weights'] = str(SHIPPED)
     if (w := m['weights']) not in ('imagenet', 'random'):
-        if not Path(w).is_file(): raise FaceError(f'model.weights={w}: no such file; name imagenet, random, shipped or a weights file')
+        if not Path(w).is_file():
+            raise FaceError(f'model.weights={w}: no such file; name imagenet, random, shipped or a '
+                            'weights file')
         m['weights'] = str(Path(w).resolve())
     run_dir = new_run_dir(out, profile, folder)
-    with atomic_write(run_dir/'config.yaml') as f: yaml.safe_dump(dict(profile=Path(profile).stem, settings=settings, trains=not weights), f, sort_keys=False)
+    with atomic_write(run_dir/'config.yaml') as f:
+        yaml.safe_dump(dict(profile=Path(profile).stem, settings=settings, trains=not weights), f,
+                       sort_keys=False)
     if weights:
-        with atomic_write(run_dir/'model.safetensors', 'wb') as f: f.write(Path(weights).read_bytes())
+        with atomic_write(run_dir/'model.safetensors', 'wb') as f:
+            f.write(Path(weights).read_bytes())
     save_json(run_dir/'environment.json', environment() | dict(seed=settings['03_train']['seed']))
     return run_dir
 
@@ -266,12 +319,16 @@ def prepare(
 def run_settings(
     run_dir  # of a run
 ):
-    "The settings of a run as in `resolve`. Raises `FaceError` when the folder is not a run, or one of another version."
+    """The settings of a run as in `resolve`. Raises `FaceError` when the folder is not a run, or
+    one of another version."""
     path = Path(run_dir)/'config.yaml'
     if not path.is_file(): raise FaceError(f'{run_dir}: not a run (no config.yaml in it)')
     try: settings = yaml.safe_load(path.read_text(encoding='utf-8'))['settings']
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError): raise FaceError(f'{path}: damaged; start a new run') from None
-    if not isinstance(settings, dict) or {s: set(v) for s, v in settings.items()} != {s: set(defaults(s)) - {'run_dir'} for s in STEPS}:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        raise FaceError(f'{path}: damaged; start a new run') from None
+    if (not isinstance(settings, dict)
+            or {s: set(v) for s, v in settings.items()} != {s: set(defaults(s)) - {'run_dir'}
+                                                            for s in STEPS}):
         raise FaceError(f'{path}: its settings are not those of this version; start a new run')
     return settings
 
@@ -280,7 +337,8 @@ def run_steps(
     run_dir  # of a run
 ):
     "The steps of a run: all, or without the training when its weights were given."
-    trains = yaml.safe_load((Path(run_dir)/'config.yaml').read_text(encoding='utf-8')).get('trains', True)
+    trains = yaml.safe_load(
+        (Path(run_dir)/'config.yaml').read_text(encoding='utf-8')).get('trains', True)
     return STEPS if trains else tuple(s for s in STEPS if s not in ('02_model', '03_train'))
 
 # %% ../nbs/lib/08_pipeline.ipynb #5fb01f1c
@@ -292,14 +350,18 @@ def run_name(
     return f'{config["profile"]}, seed {config["settings"]["03_train"]["seed"]}'
 
 # %% ../nbs/lib/08_pipeline.ipynb #8fcc4a6e
-UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]  # what the user can mend
+# what the user can mend
+UNWRITABLE = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM]
 
 @contextmanager
 def writing(
     run_dir  # of a run
 ):
-    "Hold the run for this process. Raises `FaceError` when another holds it, or when the folder cannot be written, also later in the block."
-    cannot = lambda code: FaceError(f'{run_dir}: cannot be written ({os.strerror(code)}); what is complete is kept: mend that, then fakeface run --resume {run_dir}')
+    """Hold the run for this process. Raises `FaceError` when another holds it, or when the folder
+    cannot be written, also later in the block."""
+    cannot = lambda code: FaceError(f'{run_dir}: cannot be written ({os.strerror(code)}); what is '
+                                    'complete is kept: mend that, then fakeface run --resume '
+                                    f'{run_dir}')
     try:
         with alone(Path(run_dir)/'config.yaml'): yield
     except OSError as e:
@@ -316,16 +378,23 @@ def run(
     say=print,       # how to tell of progress
     until=STEPS[-1]  # the last step to execute
 ):
-    "Execute the steps that are not complete yet; returns the path of the report. Raises `FaceError` when `run_dir` is not a run, or is in use, cannot be written, or its images have changed."
+    """Execute the steps that are not complete yet; returns the path of the report. Raises
+    `FaceError` when `run_dir` is not a run, or is in use, cannot be written, or its images have
+    changed."""
     run_dir, settings = Path(run_dir).resolve(), run_settings(run_dir)
     keys, steps = step_keys(settings), run_steps(run_dir)
     with writing(run_dir):
         sweep(run_dir)
         done = load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}
         for i, s in enumerate(steps[:steps.index(until) + 1]):
-            if done.get(s) == keys[s]: say(f'[{i + 1}/{len(steps)}] {s}: complete, skipped'); continue
+            if done.get(s) == keys[s]:
+                say(f'[{i + 1}/{len(steps)}] {s}: complete, skipped')
+                continue
             say(f'[{i + 1}/{len(steps)}] {s}')
-            if s != '01_data': check_files(load_json(run_dir/'data.json')['root'], load_manifest(run_dir/'manifest.csv'))
+            if s != '01_data':
+                check_files(
+                    load_json(run_dir/'data.json')['root'],
+                    load_manifest(run_dir/'manifest.csv'))
             run_step(s, settings[s], run_dir)
             done[s] = keys[s]
             save_json(run_dir/'steps.json', done)

@@ -30,48 +30,68 @@ from .detector import Detector
 from .gradcam import explained
 from .generators import people_table
 from .model import load_checkpoint, trunk
-from .robustness import beside_table, checkpoints, drift_table, flips_text, in_the_middle, leave_robustness, robustness_table
+from .robustness import (beside_table, checkpoints, drift_table, flips_text, in_the_middle,
+                                 leave_robustness, robustness_table)
 from .shortcuts import shortcut_table
 
 # %% ../nbs/10_report.ipynb #0f1750bd
-STANDIN = ("These images are a generated stand-in: drawn faces, no photographs. The number shows that the pipeline works and that "
+STANDIN = ("These images are a generated stand-in: drawn faces, no photographs. The number shows "
+           "that the pipeline works and that "
            "a generator's trace can be learned; it says nothing about photographs.")
 
-QUICK = ('Made to try the pipeline: few and small images, few resamples, few epochs. No number here says how good the model is.')
+QUICK = (
+    'Made to try the pipeline: few and small images, few resamples, few epochs. No number here '
+    'says how good the model is.')
 
 def quick_steps(
     run_dir  # of a run
 ):
     "Names of the steps that were made with `quick`."
     path = Path(run_dir)/'config.yaml'
-    return [s for s, v in yaml.safe_load(path.read_text(encoding='utf-8'))['settings'].items() if v.get('quick')] if path.is_file() else []
+    return ([
+        s for s, v in yaml.safe_load(path.read_text(encoding='utf-8'))['settings'].items()
+        if v.get('quick')
+    ] if path.is_file() else [])
 
 def answer(
     result  # of `evaluate`, with `source`
 ):
     "What a run found, as plain sentences."
     m, ((tp, fn), (fp, tn)) = result['metrics'], result['confusion']
-    what = f'images of {result["source"]!r}' + (f' after {result["copy"]}' if result.get('copy') else '')
-    if 'unreadable' not in result: what = f'test {what} it had never seen'  # a run knows what its model was trained on; of somebody's folder we don't
+    what = (f'images of {result["source"]!r}' +
+            (f' after {result["copy"]}' if result.get('copy') else ''))
+    if 'unreadable' not in result:
+        # a run knows what its model was trained on; of somebody's folder we don't
+        what = f'test {what} it had never seen'
     return (f'Of {result["n"]:,} {what}, the model judged {percent(m["accuracy"])} rightly. '
             f'It caught {tp} of {tp + fn} fakes and accused {fp} of {fp + tn} real images.')
 
 # %% ../nbs/10_report.ipynb #8fc363a0
-PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+PAGE = '''<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{{ title }}</title><style>
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #0a6c74 }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
+       padding: 0 1.2rem }
 h1 { margin-bottom: .2rem } h2 { margin-top: 2.6rem; border-bottom: 1px solid var(--line) }
 .answer { font-size: 1.3rem; border-left: .3rem solid var(--accent); padding-left: 1rem }
 .note { background: #f6c34440; padding: .7rem 1rem; border-radius: .4rem } .dim { opacity: .7 }
-div.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0 } td, th { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid var(--line) }
-img { max-width: 100%; background: #fff; border-radius: .3rem } figure { margin: 1rem 0 } figcaption { opacity: .8; font-size: .92rem }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; border-radius: .3rem }
+div.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0 }
+td, th { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid var(--line) }
+img { max-width: 100%; background: #fff; border-radius: .3rem }
+figure { margin: 1rem 0 }
+figcaption { opacity: .8; font-size: .92rem }
+pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem;
+      border-radius: .3rem }
 </style></head><body>
 <h1>{{ title }}</h1><p class="dim">{{ subtitle }}</p>
-<p class="answer">{{ answer }}</p>{% for head, text in notes.items() %}{% if text %}<p class="note"><strong>{{ head }}</strong> {{ text }}</p>{% endif %}{% endfor %}
+<p class="answer">{{ answer }}</p>
+{% for head, text in notes.items() %}{% if text %}
+<p class="note"><strong>{{ head }}</strong> {{ text }}</p>{% endif %}{% endfor %}
 {% for s in sections %}<h2>{{ s.title }}</h2>{% for p in s.parts %}
-{% if p.text %}<p>{{ p.text }}</p>{% endif %}{% if p.table %}<div class="wide">{{ p.table | safe }}</div>{% endif %}
+{% if p.text %}<p>{{ p.text }}</p>{% endif %}
+{% if p.table %}<div class="wide">{{ p.table | safe }}</div>{% endif %}
 {% if p.pre %}<pre>{{ p.pre }}</pre>{% endif %}
 {% if p.image %}<figure><img alt="{{ p.caption }}" src="data:image/png;base64,{{ p.image }}">
 <figcaption>{{ p.caption }}</figcaption></figure>{% endif %}
@@ -83,10 +103,12 @@ def render(
     subtitle,    # when, on what
     answer,      # the sentences that open it
     sections,    # [{title, parts: [{text | table | pre | image + caption}]}]
-    notes={}     # {first words: the rest}, shown highlighted below the answer; those without a rest are left out
+    # {first words: the rest}, shown highlighted below the answer; those without a rest are left out
+    notes={}
 ):
     "A self-contained HTML page; everything but `table`, which pandas has escaped, is escaped here."
-    return Environment(autoescape=True).from_string(PAGE).render(title=title, subtitle=subtitle, answer=answer, sections=sections, notes=notes)
+    return Environment(autoescape=True).from_string(PAGE).render(
+        title=title, subtitle=subtitle, answer=answer, sections=sections, notes=notes)
 
 # %% ../nbs/10_report.ipynb #9e95bd1f
 def figure(
@@ -96,7 +118,8 @@ def figure(
 ):
     "Part of a section: the picture as base64, or an empty part when the step did not draw it."
     path = Path(run_dir)/'figures'/f'{name}.png'
-    return dict(image=base64.b64encode(path.read_bytes()).decode(), caption=caption) if path.is_file() else {}
+    return (dict(image=base64.b64encode(path.read_bytes()).decode(), caption=caption)
+            if path.is_file() else {})
 
 # %% ../nbs/10_report.ipynb #7e8208b1
 def table(
@@ -107,19 +130,34 @@ def table(
     return dict(table=df.to_html(index=index, border=0, na_rep='', float_format='{:.4g}'.format))
 
 # %% ../nbs/10_report.ipynb #d3652249
-CLAIM = ("A group is named only if it holds at least 20 images and Fisher's exact test against all others remains below 0.05 after Holm's correction for all groups looked at.")
+CLAIM = ("A group is named only if it holds at least 20 images and Fisher's exact test against all "
+         "others remains below 0.05 after Holm's correction for all groups looked at.")
 
 def cluster_parts(
     run_dir  # of the run
 ):
-    "The clusters in feature space as parts; none where there are no features or fewer than ten images."
+    """The clusters in feature space as parts; none where there are no features or fewer than ten
+    images."""
     if not (c := load_json(run_dir/'clusters.json')): return []
-    rows = [dict(cluster=r['cluster'], images=r['n'], fakes=f'{100 * r["fakes"]:.0f} %', median_p_fake=r['p_fake'], misjudged=r['k'], error=percent(r)) for r in c['table']]
-    return [dict(text='Which images are alike to the model? k-means clusters of the 512 numbers that its last layer is given. These numbers hold the verdict too, so a cluster between the classes has more errors by its nature; '
-                      'what its images share beside that is for the eye to find. ' + CLAIM),
-            figure(run_dir, 'clusters', f'Left, every image in the plane of the two directions that hold most of the variance ({100 * sum(c["shares"]):.0f} % of it): circles are fakes, squares real images, filled and framed ones '
-                                        'misjudged; a number stands to the upper right of the middle of its cluster. Right, the six images of each cluster that are nearest its centre.'),
-            table(pd.DataFrame(rows), index=False), *(dict(text=t) for t in c['text'])]
+    rows = [
+        dict(cluster=r['cluster'], images=r['n'], fakes=f'{100 * r["fakes"]:.0f} %',
+             median_p_fake=r['p_fake'], misjudged=r['k'], error=percent(r)) for r in c['table']
+    ]
+    return [
+        dict(text='Which images are alike to the model? k-means clusters of the 512 numbers '
+             'that its last layer is given. These numbers hold the verdict too, so a '
+             'cluster between the classes has more errors by its nature; '
+             'what its images share beside that is for the eye to find. ' + CLAIM),
+        figure(
+            run_dir, 'clusters', 'Left, every image in the plane of the two directions that '
+            f'hold most of the variance ({100 * sum(c["shares"]):.0f} % '
+            'of it): circles are fakes, squares real images, filled and '
+            'framed ones '
+            'misjudged; a number stands to the upper right of the '
+            'middle of its cluster. Right, the six images of each '
+            'cluster that are nearest its centre.'),
+        table(pd.DataFrame(rows), index=False), *(dict(text=t) for t in c['text'])
+    ]
 
 # %% ../nbs/10_report.ipynb #ddd848ec
 def error_parts(
@@ -128,18 +166,39 @@ def error_parts(
 ):
     "The error analysis of a run as parts of a section."
     parts, wrong = [], pd.read_csv(run_dir/'errors.csv')
-    if not len(wrong): return [dict(text=f'None of the {result["n"]} test images was misjudged.'), *cluster_parts(run_dir)]
+    if not len(wrong):
+        return [
+            dict(text=f'None of the {result["n"]} test images was misjudged.'),
+            *cluster_parts(run_dir)
+        ]
     counts = wrong.error.value_counts()
-    parts += [dict(text=f'{len(wrong)} of {result["n"]} images are misjudged: {counts.get("miss", 0)} fakes missed, '
-                        f'{counts.get("false alarm", 0)} real images accused.'),
-              figure(run_dir, 'errors', 'The false alarms, then the misses, that the model was surest of. Below each image, if the model is ours, the evidence for the wrong verdict (Grad-CAM): the warmer, the more'), table(wrong[['path', 'error', 'p_fake']].head(20), index=False)]
+    parts += [
+        dict(text=f'{len(wrong)} of {result["n"]} images are misjudged: '
+             f'{counts.get("miss", 0)} fakes missed, '
+             f'{counts.get("false alarm", 0)} real images accused.'),
+        figure(
+            run_dir, 'errors', 'The false alarms, then the misses, that the model was '
+            'surest of. Below each image, if the model is ours, the '
+            'evidence for the wrong verdict (Grad-CAM): the warmer, the '
+            'more'),
+        table(wrong[['path', 'error', 'p_fake']].head(20), index=False)
+    ]
     if props := load_json(run_dir/'error_properties.json'):
-        parts += [dict(text='Do the misjudged images differ in something simple? Medians of both groups, and how well each property singles '
-                            'out the errors (area under the ROC curve; 0.5 says nothing, and an interval that holds 0.5 supports no claim; '
-                            f'of these {len(props)} intervals some may leave it out by chance). Brightness, contrast and colour are shares of the full range; '
-                            'face is the share of the image that the aligned square around eyes and mouth takes.'),
-                  table(pd.DataFrame(props), index=False)]
-    parts += [dict(text='The same by quarters of each property. ' + CLAIM), *(dict(text=t) for t in load_json(run_dir/'slices.json'))]
+        parts += [
+            dict(text='Do the misjudged images differ in something simple? Medians of both '
+                 'groups, and how well each property singles '
+                 'out the errors (area under the ROC curve; 0.5 says nothing, and an '
+                 'interval that holds 0.5 supports no claim; '
+                 f'of these {len(props)} intervals some may leave it out by chance). '
+                 'Brightness, contrast and colour are shares of the full range; '
+                 'face is the share of the image that the aligned square around eyes and '
+                 'mouth takes.'),
+            table(pd.DataFrame(props), index=False)
+        ]
+    parts += [
+        dict(text='The same by quarters of each property. ' + CLAIM),
+        *(dict(text=t) for t in load_json(run_dir/'slices.json'))
+    ]
     return parts + cluster_parts(run_dir)
 
 # %% ../nbs/10_report.ipynb #875115ee
@@ -148,31 +207,63 @@ def number_parts(
     result    # metrics.json
 ):
     "The metrics and their pictures as parts of a section."
-    return [dict(text=f'{result["n_fake"]} fake and {result["n_real"]} real test images; fake is the positive class; the threshold '
-                      f'{result["threshold"]:.2f} comes with the checkpoint; calibration error {calibration_text(result)}. Intervals are 95 %: Wilson for shares, bootstrap over images for the rest.'),
-            table(metrics_table(result).reset_index(), index=False), *(figure(run_dir, n, FIGURES[n]) for n in ('confusion', 'curves')),
-            figure(run_dir, 'scores', 'Spread of the scores (logarithmic counts)')]
+    return [
+        dict(text=f'{result["n_fake"]} fake and {result["n_real"]} real test images; fake is '
+             'the positive class; the threshold '
+             f'{result["threshold"]:.2f} comes with the checkpoint; calibration error '
+             f'{calibration_text(result)}. Intervals are 95 %: Wilson for shares, '
+             'bootstrap over images for the rest.'),
+        table(metrics_table(result).reset_index(), index=False),
+        *(figure(run_dir, n, FIGURES[n]) for n in ('confusion', 'curves')),
+        figure(run_dir, 'scores', 'Spread of the scores (logarithmic counts)')
+    ]
 
 # %% ../nbs/10_report.ipynb #e9812960
-FIGURES = {'sources': 'Generated faces caught and photographs accused at the threshold, by source (number of test images), with 95 % intervals; marks: after the file was compressed or shrunk',
-           'confusion': 'Confusion matrix of the test images', 'curves': 'Every threshold at once; the dot is the one that parts fake from real when every image must get an answer',
-           'reliability': 'Share of fakes among images of like p_fake, with the number of images', 'robustness': 'Accuracy, AUC and share that gets an answer by strength of each corruption, with 95 % intervals',
-           'drift': 'How far the log-odds of "fake" moved from those of the file as it is (median, and 5 to 95 % of the images), and how many verdicts changed or flipped (95 % intervals)'}  # those without faces: they may be shipped
+# those without faces: they may be shipped
+FIGURES = {
+    'sources': 'Generated faces caught and photographs accused at the threshold, by source '
+    '(number of test images), with 95 % intervals; marks: after the file was '
+    'compressed or shrunk', 'confusion': 'Confusion matrix of the test images',
+    'curves': 'Every threshold at once; '
+    'the dot is the one that '
+    'parts fake from real when '
+    'every image must get an '
+    'answer',
+    'reliability': 'Share of fakes among images of like p_fake, with the number of images',
+    'robustness': 'Accuracy, AUC and share that gets an answer by strength of each corruption, '
+                  'with '
+    '95 % intervals',
+    'drift': 'How far the log-odds of "fake" moved from those of the file as it is (median, '
+    'and 5 to 95 % of the images), and how many verdicts changed or flipped (95 % '
+    'intervals)'
+}
 
 # %% ../nbs/10_report.ipynb #a65ac629
 def robustness_parts(
     run_dir  # of the run, or a folder left by `robustness_folder`
 ):
-    "What is left of the numbers after compression, resizing and the like, and how far scores and verdicts move, as parts of a section."
+    """What is left of the numbers after compression, resizing and the like, and how far scores and
+    verdicts move, as parts of a section."""
     r = load_json(run_dir/'robustness.json')
-    parts = [dict(text=f'{r["n"]} images, each file corrupted before it is judged; the threshold stays. Intervals are 95 %. What each number means: JPEG and WebP quality, scale factor, blur in pixels, '
-                       'noise as a share of the range, share cut off at each edge, power of gamma, zoom of the screenshot.'),
+    parts = [dict(text=f'{r["n"]} images, each file corrupted before it is judged; the threshold '
+                       'stays. Intervals are 95 %. What each number means: JPEG and WebP quality, '
+                       'scale factor, blur in pixels, '
+                       'noise as a share of the range, share cut off at each edge, power of gamma, '
+                       'zoom of the screenshot.'),
              *(figure(run_dir, n, FIGURES[n]) for n in ('robustness', 'drift', 'reliability'))]
-    if len(r['models']) > 1: parts += [dict(text='Accuracy of all models:'), table(beside_table(r), index=False)]
+    if len(r['models']) > 1:
+        parts += [dict(text='Accuracy of all models:'), table(beside_table(r), index=False)]
     for name, m in r['models'].items():
-        parts += [dict(text=f'{name}, threshold {m["threshold"]:.2f}, "uncertain" from {m["band"][0]:.2f} to {m["band"][1]:.2f}:'), table(robustness_table(m), index=False),
-                  dict(text='Against the file as it is: change of the log-odds (median, 5 to 95 % of the images), share of the images that get another verdict, and of those that go from one sure answer to the other.'),
-                  table(drift_table(m), index=False), dict(text=flips_text(m['flips']))]
+        parts += [
+            dict(text=f'{name}, threshold {m["threshold"]:.2f}, "uncertain" from '
+                 f'{m["band"][0]:.2f} to {m["band"][1]:.2f}:'),
+            table(robustness_table(m), index=False),
+            dict(text='Against the file as it is: change of the log-odds (median, 5 to 95 % '
+                 'of the images), share of the images that get another verdict, and of '
+                 'those that go from one sure answer to the other.'),
+            table(drift_table(m), index=False),
+            dict(text=flips_text(m['flips']))
+        ]
     return parts
 
 # %% ../nbs/10_report.ipynb #cc392fc9
@@ -183,26 +274,60 @@ def source_parts(
     "What is caught and what is accused by source, and whom, as parts of a section."
     parts = [figure(run_dir, 'sources', FIGURES['sources'])]
     for label, what in (('fake', 'Generators:'), ('real', 'Kinds of photographs:')):
-        if found['sources'][label]: parts += [dict(text=what), table(pd.DataFrame(found['sources'][label]), index=False)]
-    if found['people']: parts += [dict(text='Whom it accuses. ' + found['people_text']), table(people_table(found['people']), index=False)]
+        if found['sources'][label]:
+            parts += [dict(text=what), table(pd.DataFrame(found['sources'][label]), index=False)]
+    if found['people']:
+        parts += [
+            dict(text='Whom it accuses. ' + found['people_text']),
+            table(people_table(found['people']), index=False)
+        ]
     return parts
 
 # %% ../nbs/10_report.ipynb #88d61177
 def study_parts(
     run_dir  # of the run
 ):
-    "What the studies of the trained model found, `{title: parts}`: shortcuts, generators, heatmaps."
-    s, g, e, c = (load_json(run_dir/f'{n}.json') for n in ('shortcuts', 'generators', 'explanations', 'gradcam'))
-    drawn = 'Test images drawn at random from each kind of verdict. The warmer, the more evidence for the verdict given (Grad-CAM).'
-    exact = (f'On these {c["n"]} images the mean of a map plus the bias equals the logit to within {c["completeness"]:.1g}, and the map correlates with that of pytorch-grad-cam at {c["correlation"]:.5f} or more.')
-    tested = (f'Are such maps true? {e["n"]} test images. In brackets the difference to a random map with its 95 % interval. Deletion: area under the score as the most marked places are blurred; '
-              'insertion: as they are laid bare on a blurred image; ROAD: the same without the trace of the blur; then correlations with the map of the mirrored and of the compressed image, and of a model whose last stage has forgotten. '
-              f'A larger image gives finer maps, but it is another image: {e["same"]} of {e["n"]} get the same verdict when enlarged.')
-    return {'Content or history': [dict(text=s['verdict']), table(shortcut_table(s), index=False), figure(run_dir, 'shortcuts', 'What accuracy loses when histories are made equal')],
-            'Which generators': [dict(text=g['text']), *source_parts(run_dir, g), table(pd.DataFrame(g['table']), index=False), figure(run_dir, 'generators', 'Fakes caught, and the scores, set by set')] +
-                                ([dict(text='What trivial statistics alone would tell apart (AUC; 0.5 is nothing):'), table(pd.DataFrame(g['shortcuts']), index=False)] if g['shortcuts'] else []),
-            'Where it looks': [dict(text=drawn), figure(run_dir, 'heatmaps', 'Images and heatmaps'), dict(text=exact), dict(text=tested), table(pd.DataFrame(e['table']), index=False), *(dict(text=t) for t in e['text']),
-                               figure(run_dir, 'mean_maps', 'The mean face of each class and the mean evidence: red speaks for fake')]}
+    """What the studies of the trained model found, `{title: parts}`: shortcuts, generators,
+    heatmaps."""
+    s, g, e, c = (load_json(run_dir/f'{n}.json')
+                  for n in ('shortcuts', 'generators', 'explanations', 'gradcam'))
+    drawn = ('Test images drawn at random from each kind of verdict. The warmer, the more evidence '
+             'for the verdict given (Grad-CAM).')
+    exact = (f'On these {c["n"]} images the mean of a map plus the bias equals the logit to within '
+             f'{c["completeness"]:.1g}, and the map correlates with that of pytorch-grad-cam at '
+             f'{c["correlation"]:.5f} or more.')
+    tested = (
+        f'Are such maps true? {e["n"]} test images. In brackets the difference to a random '
+        'map with its 95 % interval. Deletion: area under the score as the most marked places '
+        'are blurred; '
+        'insertion: as they are laid bare on a blurred image; ROAD: the same without the '
+        'trace of the blur; then correlations with the map of the mirrored and of the '
+        'compressed image, and of a model whose last stage has forgotten. '
+        f'A larger image gives finer maps, but it is another image: {e["same"]} of {e["n"]} '
+        'get the same verdict when enlarged.')
+    return {
+        'Content or history': [
+            dict(text=s['verdict']),
+            table(shortcut_table(s), index=False),
+            figure(run_dir, 'shortcuts', 'What accuracy loses when histories are made equal')
+        ], 'Which generators': [
+            dict(text=g['text']), *source_parts(run_dir, g),
+            table(pd.DataFrame(g['table']), index=False),
+            figure(run_dir, 'generators', 'Fakes caught, and the scores, set by set')
+        ] + ([
+            dict(text='What trivial statistics alone would tell apart (AUC; '
+                 '0.5 is nothing):'),
+            table(pd.DataFrame(g['shortcuts']), index=False)
+        ] if g['shortcuts'] else []), 'Where it looks': [
+            dict(text=drawn),
+            figure(run_dir, 'heatmaps', 'Images and heatmaps'),
+            dict(text=exact),
+            dict(text=tested),
+            table(pd.DataFrame(e['table']), index=False), *(dict(text=t) for t in e['text']),
+            figure(run_dir, 'mean_maps', 'The mean face of each class and the '
+                   'mean evidence: red speaks for fake')
+        ]
+    }
 
 # %% ../nbs/10_report.ipynb #96f112be
 def data_parts(
@@ -210,24 +335,35 @@ def data_parts(
 ):
     "What the images look like from outside, as parts of a section."
     passed = pd.read_csv(run_dir/'passed.csv')
-    parts = [table(audit(load_manifest(run_dir/'manifest.csv')).reset_index(), index=False), figure(run_dir, 'samples', 'Training images drawn at random')]
-    return parts + ([dict(text=f'{len(passed)} images were passed over:'), table(passed.head(50), index=False)] if len(passed) else [])
+    parts = [
+        table(audit(load_manifest(run_dir/'manifest.csv')).reset_index(), index=False),
+        figure(run_dir, 'samples', 'Training images drawn at random')
+    ]
+    return (parts + (
+        [dict(text=f'{len(passed)} images were passed over:'),
+         table(passed.head(50), index=False)] if len(passed) else []))
 
 # %% ../nbs/10_report.ipynb #6a03212c
 def checkpoint_part(
     meta  # of a checkpoint
 ):
     "What the weights say of themselves, as part of a section; lists of numbers on few lines."
-    return dict(text='Checkpoint', pre=yaml.safe_dump(meta, sort_keys=False, default_flow_style=None, width=140))
+    return dict(text='Checkpoint',
+                pre=yaml.safe_dump(meta, sort_keys=False, default_flow_style=None, width=140))
 
 # %% ../nbs/10_report.ipynb #22369586
 def origin_parts(
     run_dir  # of the run
 ):
     "Settings, environment and checkpoint, word for word."
-    files = {n: run_dir/f for n, f in (('Settings', 'config.yaml'), ('Environment', 'environment.json')) if (run_dir/f).is_file()}
+    files = {
+        n: run_dir/f
+        for n, f in (('Settings', 'config.yaml'), ('Environment', 'environment.json'))
+        if (run_dir/f).is_file()
+    }
     meta = load_checkpoint(run_dir/'model.safetensors')[1]
-    return [dict(text=n, pre=p.read_text(encoding='utf-8')) for n, p in files.items()] + [checkpoint_part(meta)]
+    return ([dict(text=n, pre=p.read_text(encoding='utf-8'))
+             for n, p in files.items()] + [checkpoint_part(meta)])
 
 # %% ../nbs/10_report.ipynb #c47088fa
 def build_report(
@@ -235,15 +371,33 @@ def build_report(
     title='Real or generated?',   # of the page
     quick=False                   # steps before were quick, whatever config.yaml says
 ):
-    "Write `report.html` of a run; returns its path. Raises `FaceError` when the evaluation is missing."
-    run_dir = Path(run_dir); hasty = quick_steps(run_dir)
-    result, history = load_json(run_dir/'metrics.json'), run_dir/'history.csv'  # missing where finished weights are examined
-    training = [figure(run_dir, 'history', 'Loss and accuracy by epoch; the line marks the epoch that was kept'), table(pd.read_csv(history), index=False)] if history.is_file() else []
-    sections = {'Numbers': number_parts(run_dir, result), 'Errors': error_parts(run_dir, result), 'Robustness': robustness_parts(run_dir), **study_parts(run_dir),
-                **({'Training': training} if training else {}), 'Data': data_parts(run_dir), 'How this was made': origin_parts(run_dir)}
+    """Write `report.html` of a run; returns its path. Raises `FaceError` when the evaluation is
+    missing."""
+    run_dir = Path(run_dir)
+    hasty = quick_steps(run_dir)
+    # missing where finished weights are examined
+    result, history = load_json(run_dir/'metrics.json'), run_dir/'history.csv'
+    training = ([
+        figure(run_dir, 'history', 'Loss and accuracy by epoch; the line marks the epoch '
+               'that was kept'),
+        table(pd.read_csv(history), index=False)
+    ] if history.is_file() else [])
+    sections = {
+        'Numbers': number_parts(run_dir, result), 'Errors': error_parts(run_dir, result),
+        'Robustness': robustness_parts(run_dir), **study_parts(run_dir),
+        **({'Training': training} if training else {}), 'Data': data_parts(run_dir),
+        'How this was made': origin_parts(run_dir)
+    }
     with atomic_write(run_dir/'report.html') as f:
-        f.write(render(title, run_dir.resolve().name, answer(result), [dict(title=t, parts=p) for t, p in sections.items()],
-                       {'Quick.': QUICK + (f' ({", ".join(hasty)})' if hasty else '') if quick or hasty else '', 'A stand-in.': STANDIN if result['source'] == 'standin' else ''}))
+        f.write(
+            render(
+                title,
+                run_dir.resolve().name, answer(result),
+                [dict(title=t, parts=p) for t, p in sections.items()], {
+                    'Quick.': QUICK +
+                    (f' ({", ".join(hasty)})' if hasty else '') if quick or hasty else '',
+                    'A stand-in.': STANDIN if result['source'] == 'standin' else ''
+                }))
     return run_dir/'report.html'
 
 # %% ../nbs/10_report.ipynb #38611184
@@ -252,7 +406,8 @@ def altered(
     name,  # what an error calls it
     copy   # corruption
 ):
-    "An image after a corruption: uint8 array (3, H, W). Raises `ImageError`, also when the corruption cannot be done to it."
+    """An image after a corruption: uint8 array (3, H, W). Raises `ImageError`, also when the
+    corruption cannot be done to it."""
     image = open_image(path, name)
     try: return corrupt(image, copy).numpy()
     except FaceError as e: raise ImageError(name, e) from None
@@ -262,14 +417,17 @@ def ask(
     paths,     # files
     copy=''    # corruption that each file goes through first
 ):
-    "p_fake of every file: float array (N,). Raises `FaceError` when the answer is not one number from 0 to 1 for each."
+    """p_fake of every file: float array (N,). Raises `FaceError` when the answer is not one number
+    from 0 to 1 for each."""
     with tempfile.TemporaryDirectory() as d:
         paths = list(paths)
         for i, p in enumerate(paths if copy else ()):
             paths[i] = Path(d)/f'{i:06d}.png'
             Image.fromarray(altered(p, p, copy).transpose(1, 2, 0)).save(paths[i])
         p = np.asarray(function(paths), float)
-    if p.shape != (len(paths),) or not ((p >= 0) & (p <= 1)).all(): raise FaceError(f'the detector must return one number from 0 to 1 for each of {len(paths)} paths')
+    if p.shape != (len(paths),) or not ((p >= 0) & (p <= 1)).all():
+        raise FaceError(f'the detector must return one number from 0 to 1 for each of {len(paths)} '
+                        'paths')
     return p
 
 # %% ../nbs/10_report.ipynb #8c4560cc
@@ -280,14 +438,20 @@ def judge_folder(
     copy='',         # corruption that each file goes through first, see `corrupt`
     progress=True
 ):
-    "Predictions of a detector on the images of a folder, each judged whole: `(DataFrame with path, label and p_fake, number of unreadable images)`. Raises `FaceError`."
+    """Predictions of a detector on the images of a folder, each judged whole: `(DataFrame with
+    path, label and p_fake, number of unreadable images)`. Raises `FaceError`."""
     files = list_images(root, both=False)
     if split: files = files[files.split == split]
     if not len(files): raise FaceError(f'{root}: no images in split {split!r}')
-    if not hasattr(detector, 'predict'): return files.assign(p_fake=ask(detector, [Path(root)/p for p in files.path], copy)), 0
-    verdicts = detector.predict([(p, lambda p=p: altered(Path(root)/p, p, copy)) for p in files.path], progress=progress, whole=True)  # a data set holds crops
+    if not hasattr(detector, 'predict'):
+        return files.assign(p_fake=ask(detector, [Path(root)/p for p in files.path], copy)), 0
+    # a data set holds crops
+    verdicts = detector.predict([(p, lambda p=p: altered(Path(root)/p, p, copy))
+                                 for p in files.path], progress=progress, whole=True)
     judged = files.assign(p_fake=[v.p_fake for v in verdicts]).dropna()
-    if not len(judged): raise FaceError(f'{root}: none of {len(files)} images could be opened; the first: {verdicts[0].error}')
+    if not len(judged):
+        raise FaceError(f'{root}: none of {len(files)} images could be opened; the first: '
+                        f'{verdicts[0].error}')
     return judged, len(files) - len(judged)
 
 # %% ../nbs/10_report.ipynb #269dcab1
@@ -300,21 +464,32 @@ def evaluate_folder(
     copy='',         # corruption that each file goes through first, see `corrupt`
     out=None         # folder for the numbers, figures and report.html; None: nothing is written
 ):
-    "Metrics of a detector on the images of a folder, as from `evaluate`, with `source` and the number of unreadable images. Raises `FaceError`."
+    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source` and the
+    number of unreadable images. Raises `FaceError`."""
     judged, unreadable = judge_folder(detector, root, split, copy, progress)
     about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable)
-    threshold, band, meta = (getattr(detector, n, v) for n, v in (('threshold', .5), ('band', None), ('meta', {})))
+    threshold, band, meta = (getattr(detector, n, v)
+                             for n, v in (('threshold', .5), ('band', None), ('meta', {})))
     if not out: return evaluate(judged, threshold, bootstrap, band=band) | about
     out = Path(out)
     own = {}
     if isinstance(detector, Detector):  # another project's function shows nothing of its inside
         seen = loader(Faces(root, judged, detector.size, copy=copy), 32)
-        own = dict(features=predict_logits(trunk(detector.model), seen, detector.normalize, detector.device, torch.float32, 'features'),
-                   show=lambda image, p: explained(detector.model, meta, corrupt(image, copy).numpy(), p))
+        own = dict(features=predict_logits(trunk(detector.model), seen, detector.normalize,
+                                           detector.device, torch.float32, 'features'),
+                   show=lambda image, p: explained(detector.model, meta,
+                                                   corrupt(image, copy).numpy(), p))
     result, _ = leave_evaluation(out, root, judged, threshold, band, bootstrap, **own, **about)
-    sections = {'Numbers': number_parts(out, result), 'Errors': error_parts(out, result), 'Checkpoint': [checkpoint_part(meta)]}
+    sections = {
+        'Numbers': number_parts(out, result), 'Errors': error_parts(out, result),
+        'Checkpoint': [checkpoint_part(meta)]
+    }
     with atomic_write(out/'report.html') as f:
-        f.write(render('Real or generated?', out.resolve().name, answer(result), [dict(title=t, parts=p) for t, p in sections.items()], {'A stand-in.': STANDIN if result['source'] == 'standin' else ''}))
+        f.write(
+            render('Real or generated?',
+                   out.resolve().name, answer(result),
+                   [dict(title=t, parts=p) for t, p in sections.items()],
+                   {'A stand-in.': STANDIN if result['source'] == 'standin' else ''}))
     return result
 
 # %% ../nbs/10_report.ipynb #12e94838
@@ -328,19 +503,31 @@ def robustness_folder(
     workers=2,    # processes that decode and corrupt, if there are images enough to be worth it
     **how         # device, batch_size, bootstrap, seed: see `leave_robustness`
 ):
-    "What `leave_robustness` returns, with the number of images left out; also writes `report.html`. Raises `FaceError`."
+    """What `leave_robustness` returns, with the number of images left out; also writes
+    `report.html`. Raises `FaceError`."""
     files, out = list_images(root), Path(out)
     if split: files = files[files.split == split]
     good = []
     for p in files.path:
-        try: open_image(Path(root)/p, p); good.append(True)
+        try:
+            open_image(Path(root)/p, p)
+            good.append(True)
         except ImageError: good.append(False)
     judged = first_of_each(files[np.array(good, bool)], images)
-    if judged.label.nunique() < 2: raise FaceError(f'{root}: {f"split {split!r}" if split else "the folder"} needs readable images of both classes')
-    result = leave_robustness(out, root, judged, models, copies, workers=workers if len(judged) > 64 else 0, **how)
-    first = f'{result["n"]} images of {source_name(root)!r}, {len(models)} model{"s" if len(models) > 1 else ""}, {len(copies)} ways of corrupting a file.'
+    if judged.label.nunique() < 2:
+        raise FaceError(f'{root}: {f"split {split!r}" if split else "the folder"} needs readable '
+                        'images of both classes')
+    result = leave_robustness(out, root, judged, models, copies,
+                              workers=workers if len(judged) > 64 else 0, **how)
+    several = 's' if len(models) > 1 else ''
+    first = (f'{result["n"]} images of {source_name(root)!r}, {len(models)} model{several}, '
+             f'{len(copies)} ways of corrupting a file.')
     with atomic_write(out/'report.html') as f:
-        f.write(render('What is left after the journey', out.resolve().name, first, [dict(title='Robustness', parts=robustness_parts(out))], {'A stand-in.': STANDIN if source_name(root) == 'standin' else ''}))
+        f.write(
+            render('What is left after the journey',
+                   out.resolve().name, first,
+                   [dict(title='Robustness', parts=robustness_parts(out))],
+                   {'A stand-in.': STANDIN if source_name(root) == 'standin' else ''}))
     return result | dict(unreadable=len(files) - sum(good))
 
 # %% ../nbs/10_report.ipynb #5a5bf125
@@ -348,13 +535,22 @@ def compare_runs(
     a, b,           # run folders, or folders left by `fakeface evaluate --out`
     bootstrap=2000  # resamples
 ):
-    "A table of two runs and a sentence on their difference: `(DataFrame, text)`. Raises `FaceError`."
+    """A table of two runs and a sentence on their difference: `(DataFrame, text)`. Raises
+    `FaceError`."""
     results = [load_json(Path(r)/'metrics.json') for r in (a, b)]
-    c = compare(*(pd.read_csv(Path(r)/'predictions.csv') for r in (a, b)), [r['threshold'] for r in results], bootstrap)
-    table = pd.DataFrame({'accuracy': [f'{100 * v:.1f} %' for v in c['accuracy']], 'AUC': [f'{v:.4f}' for v in c['auc']], 'only this one right': [c['mcnemar'][k] for k in ('only_a', 'only_b')]}, index=[str(a), str(b)])
+    c = compare(*(pd.read_csv(Path(r)/'predictions.csv') for r in (a, b)),
+                [r['threshold'] for r in results], bootstrap)
+    table = pd.DataFrame({
+        'accuracy': [f'{100 * v:.1f} %' for v in c['accuracy']], 'AUC': [
+            f'{v:.4f}' for v in c['auc']
+        ], 'only this one right': [c['mcnemar'][k] for k in ('only_a', 'only_b')]
+    }, index=[str(a), str(b)])
     d, p = c['auc_difference'], c['mcnemar']['p']
-    return table, (f'{c["n"]} images judged by both. McNemar: p = {p:.2g}, ' + ('the accuracies differ.' if p < .05 else 'no difference of accuracy is shown.') +
-                   f' AUC differs by {d["value"]:+.4f} (95 % interval {d["low"]:+.4f} to {d["high"]:+.4f}).')
+    return table, (f'{c["n"]} images judged by both. McNemar: p = {p:.2g}, ' +
+                   ('the accuracies '
+                    'differ.' if p < .05 else 'no difference of accuracy is shown.') +
+                   f' AUC differs by {d["value"]:+.4f} (95 % interval {d["low"]:+.4f} to '
+                   f'{d["high"]:+.4f}).')
 
 # %% ../nbs/10_report.ipynb #8ef587d6
 def markdown(
@@ -372,18 +568,34 @@ def results_markdown(
     rows = []
     for name, r in results.items():
         m, fake, real = r['metrics'], r['n_fake'], r['n_real']
-        shares = [percent(m[k]) if n else '' for k, n in (('accuracy', fake and real), ('recall', fake), ('specificity', real))]
-        rows.append([name, f'{fake} / {real}', *shares, *(number(m[k]) if k in m else '' for k in ('auc', 'f1'))])
-    return markdown(['images', 'fake / real', 'accuracy', 'fakes caught', 'reals cleared', 'AUC', 'F1'], rows)
+        shares = [
+            percent(m[k]) if n else ''
+            for k, n in (('accuracy', fake and real), ('recall', fake), ('specificity', real))
+        ]
+        rows.append([
+            name, f'{fake} / {real}', *shares,
+            *(number(m[k]) if k in m else '' for k in ('auc', 'f1'))
+        ])
+    return markdown(
+        ['images', 'fake / real', 'accuracy', 'fakes caught', 'reals cleared', 'AUC', 'F1'], rows)
 
 # %% ../nbs/10_report.ipynb #b9b6f366
 def doubt_markdown(
     results  # {name: result of `evaluate` with a band}
 ):
-    "A Markdown table of how far scores and verdicts can be trusted: calibration, answers other than 'uncertain' and how many of them are wrong."
-    rows = [[name, percent(m['answered']), percent(m['wrong_answers']), percent(m['tpr_at_1_fpr']) if 'tpr_at_1_fpr' in m else '', calibration_text(r)]
-            for name, r, m in ((n, r, r['metrics']) for n, r in results.items())]
-    return markdown(['images', 'get an answer', 'of these wrong', 'caught at 1 % false alarms', 'calibration error'], rows)
+    """A Markdown table of how far scores and verdicts can be trusted: calibration, answers other
+    than 'uncertain' and how many of them are wrong."""
+    rows = [[
+        name,
+        percent(m['answered']),
+        percent(m['wrong_answers']),
+        percent(m['tpr_at_1_fpr']) if 'tpr_at_1_fpr' in m else '',
+        calibration_text(r)
+    ] for name, r, m in ((n, r, r['metrics']) for n, r in results.items())]
+    return markdown([
+        'images', 'get an answer', 'of these wrong', 'caught at 1 % false alarms',
+        'calibration error'
+    ], rows)
 
 # %% ../nbs/10_report.ipynb #1d5a8d93
 def pooled(
@@ -403,37 +615,49 @@ def ends(
 def in_short(
     found  # generators.json
 ):
-    "What is to know of a detector, as a paragraph: what it catches and accuses of the kinds it learned, its doubt, and the generators it never saw."
-    of = lambda label, seen: [r for r in found['by_source'] if (r['label'], r['seen']) == (label, seen)]
+    """What is to know of a detector, as a paragraph: what it catches and accuses of the kinds it
+    learned, its doubt, and the generators it never saw."""
+    of = lambda label, seen: [
+        r for r in found['by_source'] if (r['label'], r['seen']) == (label, seen)
+    ]
     fakes, reals, unseen = of('fake', True), of('real', True), of('fake', False)
     known, text = fakes + reals, []
-    if fakes: text.append(f'Of {pooled(fakes, "called_fake")["n"]} test faces by the {len(fakes)} generators that it learned from it catches '
+    if fakes:
+        text.append(f'Of {pooled(fakes, "called_fake")["n"]} test faces by the {len(fakes)} '
+                    'generators that it learned from it catches '
                           f'{percent(pooled(fakes, "called_fake"))}{ends(fakes)}.')
-    if reals: text.append(f'Of {pooled(reals, "called_fake")["n"]} photographs of {len(reals)} kinds it accuses '
+    if reals:
+        text.append(f'Of {pooled(reals, "called_fake")["n"]} photographs of {len(reals)} kinds it '
+                    'accuses '
                           f'{percent(pooled(reals, "called_fake"))}{ends(reals)}.')
     if known:
-        n, unsure, wrong = sum(r['n'] for r in known), pooled(known, 'uncertain')['k'], pooled(known, 'wrong')['k']
-        text.append(f'Where it may say "uncertain" it answers {percent(share(n - unsure, n))} of these, and of the answers '
+        n, unsure, wrong = sum(r['n'] for r in known), pooled(known, 'uncertain')['k'], pooled(
+            known, 'wrong')['k']
+        text.append(f'Where it may say "uncertain" it answers {percent(share(n - unsure, n))} of '
+                    'these, and of the answers '
                     f'{percent(share(wrong, n - unsure))} are wrong.')
-    if unseen: text.append('Of generators and sources that it never saw it catches ' +
-                           ', '.join(f'{percent(r["called_fake"])} of {r["name"]}' for r in unseen) + '.')
+    if unseen:
+        text.append('Of generators and sources that it never saw it catches ' +
+                    ', '.join(f'{percent(r["called_fake"])} of {r["name"]}' for r in unseen) + '.')
     return ' '.join([*text, 'The brackets hold 95 % intervals.'])
 
 # %% ../nbs/10_report.ipynb #bb41ae39
 def left_out_table(
     rows  # left_out.csv: a row a training and generator
 ):
-    """A row a generator: what is caught of its test images by a training that left its family out, beside one of the
-    same length that did not. Text with Wilson's 95 % intervals."""
+    """A row a generator: what is caught of its test images by a training that left its family out,
+    beside one of the same length that did not. Text with Wilson's 95 % intervals."""
     told = lambda r: f'{percent(share(r.caught, r.n))}' if r is not None else ''
     table = []
     for g, part in rows.groupby('generator'):
         seen = part[part.seen & (part['name'] == 'faces')]
         for r in part[~part.seen & part['name'].str.startswith('without-')].itertuples():
             alone = next(seen.itertuples(), None)
-            table.append({'generator': g, 'n': r.n, 'caught, never seen': told(r), 'AUC': f'{r.auc:.3f}',
-                          'photographs accused': percent(share(r.accused, r.photographs)),
-                          'caught, seen': told(alone), 'AUC, seen': f'{alone.auc:.3f}' if alone else ''})
+            table.append({
+                'generator': g, 'n': r.n, 'caught, never seen': told(r), 'AUC': f'{r.auc:.3f}',
+                'photographs accused': percent(share(r.accused, r.photographs)),
+                'caught, seen': told(alone), 'AUC, seen': f'{alone.auc:.3f}' if alone else ''
+            })
     return pd.DataFrame(table)
 
 # %% ../nbs/10_report.ipynb #a853cac9
@@ -447,10 +671,12 @@ def robustness_markdown(
     n,     # images
     model  # of robustness.json
 ):
-    "What is left in the middle of each kind of corruption as a Markdown table, and how stable verdicts are."
+    """What is left in the middle of each kind of corruption as a Markdown table, and how stable
+    verdicts are."""
     copies = in_the_middle([r['copy'] for r in model['rows']])
     rows = [r for r in model['rows'] if r['copy'] in copies]
-    return f'{n} images.\n\n{table_markdown(robustness_table(dict(rows=rows)))}\n\n{flips_text(model["flips"])}'
+    table = table_markdown(robustness_table(dict(rows=rows)))
+    return f'{n} images.\n\n{table}\n\n{flips_text(model["flips"])}'
 
 # %% ../nbs/10_report.ipynb #521bb775
 def fill(
@@ -458,9 +684,12 @@ def fill(
     mark,  # name between <!-- mark --> and <!-- /mark -->
     text   # what to put there
 ):
-    "Replace what stands between two marks of a file, atomically. Raises `FaceError` when they are missing."
-    whole, start, end = Path(path).read_text(encoding='utf-8'), f'<!-- {mark} -->', f'<!-- /{mark} -->'
-    if start not in whole or end not in whole: raise FaceError(f'{path}: marks {start} and {end} not found')
+    """Replace what stands between two marks of a file, atomically. Raises `FaceError` when they are
+    missing."""
+    whole, start, end = Path(path).read_text(
+        encoding='utf-8'), f'<!-- {mark} -->', f'<!-- /{mark} -->'
+    if start not in whole or end not in whole:
+        raise FaceError(f'{path}: marks {start} and {end} not found')
     head, rest = whole.split(start, 1)
     tail = rest.split(end, 1)[1]
     with atomic_write(path) as f: f.write(f'{head}{start}\n{text}\n{end}{tail}')

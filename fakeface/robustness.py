@@ -41,35 +41,48 @@ def effect(
     bootstrap=500, # resamples behind the interval of the AUC
     seed=42        # of the resampling
 ):
-    """What is measured of the copies: shares with Wilson's interval (accuracy, caught, cleared, answered, wrong; changed and flipped against `before`), auc, calibration, and
-    drift, `{class: [median, 5 %, 95 %]}` of the change of the log-odds."""
-    fake, n, was, now = np.asarray(labels) == 'fake', len(labels), stance(before, band), stance(after, band)
+    """What is measured of the copies: shares with Wilson's interval (accuracy, caught, cleared,
+    answered, wrong; changed and flipped against `before`), auc, calibration, and drift, `{class:
+    [median, 5 %, 95 %]}` of the change of the log-odds."""
+    fake, n, was, now = np.asarray(labels) == 'fake', len(labels), stance(before, band), stance(
+        after, band)
     right, sure = (after >= threshold) == fake, now != 0
     moved = logit(np.clip(after, 1e-12, 1 - 1e-12)) - logit(np.clip(before, 1e-12, 1 - 1e-12))
-    auc = lambda y, s: dict(auc=(rankdata(s)[y].mean() - (y.sum() + 1) / 2) / (~y).sum())  # by ranks: many times faster than by a curve
+    # by ranks: many times faster than by a curve
+    auc = lambda y, s: dict(auc=(rankdata(s)[y].mean() - (y.sum() + 1) / 2) / (~y).sum())
     low, high = ece_if_perfect(after, min(bootstrap, 500), seed)
-    return dict(accuracy=share(right.sum(), n), caught=share(right[fake].sum(), fake.sum()), cleared=share(right[~fake].sum(), (~fake).sum()),
-                auc=bootstrap_all(auc, fake, after, bootstrap, seed)['auc'], calibration=dict(ece=ece(fake, after), low=low, high=high),
-                answered=share(sure.sum(), n), wrong=share((sure & ~right).sum(), sure.sum()), changed=share((now != was).sum(), n), flipped=share((now * was < 0).sum(), n),
-                drift={c: [float(q) for q in np.quantile(moved[np.asarray(labels) == c], [.5, .05, .95])] for c in CLASSES})
+    return dict(
+        accuracy=share(right.sum(), n), caught=share(right[fake].sum(), fake.sum()),
+        cleared=share(right[~fake].sum(),
+                      (~fake).sum()), auc=bootstrap_all(auc, fake, after, bootstrap, seed)['auc'],
+        calibration=dict(ece=ece(fake, after), low=low, high=high), answered=share(sure.sum(), n),
+        wrong=share((sure & ~right).sum(), sure.sum()), changed=share(
+            (now != was).sum(), n), flipped=share((now * was < 0).sum(), n), drift={
+                c: [float(q) for q in np.quantile(moved[np.asarray(labels) == c], [.5, .05, .95])]
+                for c in CLASSES
+            })
 
 # %% ../nbs/06_robustness.ipynb #ba88254b
 def flips(
     scores,  # from `judge_copies`, one column a version
     band     # (low, high) of the checkpoint
 ):
-    "Images whose versions are called both real and fake: a `share`, the number of versions and the share of uncertain verdicts."
+    """Images whose versions are called both real and fake: a `share`, the number of versions and
+    the share of uncertain verdicts."""
     s = stance(scores.to_numpy(), band)
-    return share(((s < 0).any(1) & (s > 0).any(1)).sum(), len(s)) | dict(versions=s.shape[1], uncertain=float((s == 0).mean()))
+    return (share(((s < 0).any(1) & (s > 0).any(1)).sum(), len(s))
+            | dict(versions=s.shape[1], uncertain=float((s == 0).mean())))
 
 def flips_text(
     result  # dict of `flips`: with the band, and 'threshold' for those without
 ):
     "The stability of the verdict as a sentence."
     hard = result['threshold']
-    return (f'Of {result["n"]} images in {result["versions"]} versions (JPEG 95, 75, 50 at scale 1, 0.75, 0.5), {result["k"]} are called real in one version and fake in another: '
-            f'{percent(result)}; {100 * result["uncertain"]:.1f} % of the verdicts are "uncertain". '
-            f'Without that answer {hard["k"]} images would flip.')
+    return (
+        f'Of {result["n"]} images in {result["versions"]} versions (JPEG 95, 75, 50 at scale 1, '
+        f'0.75, 0.5), {result["k"]} are called real in one version and fake in another: '
+        f'{percent(result)}; {100 * result["uncertain"]:.1f} % of the verdicts are "uncertain". '
+        f'Without that answer {hard["k"]} images would flip.')
 
 # %% ../nbs/06_robustness.ipynb #25042704
 def robustness(
@@ -80,36 +93,55 @@ def robustness(
     bootstrap=500,    # resamples
     seed=42           # of the resampling
 ):
-    "All that is told of one model: `{threshold, band, rows, flips}`, a row for the files as they are and one for each corruption, see `effect` and `flips`."
-    rows = [dict(copy=c, **effect(labels, scores[''].to_numpy(), scores[c].to_numpy(), threshold, band, bootstrap, seed)) for c in ('', *copies)]
+    """All that is told of one model: `{threshold, band, rows, flips}`, a row for the files as they
+    are and one for each corruption, see `effect` and `flips`."""
+    rows = [
+        dict(copy=c,
+             **effect(labels, scores[''].to_numpy(), scores[c].to_numpy(), threshold, band,
+                      bootstrap, seed)) for c in ('', *copies)
+    ]
     versions = scores[list(VERSIONS)]
-    return dict(threshold=threshold, band=list(band), rows=rows, flips=flips(versions, band) | dict(threshold=flips(versions, [threshold] * 2)))
+    return dict(threshold=threshold, band=list(band), rows=rows,
+                flips=flips(versions, band) | dict(threshold=flips(versions, [threshold] * 2)))
 
 # %% ../nbs/06_robustness.ipynb #3e4b7618
 def robustness_table(
     model  # from `robustness`
 ):
     "How good the model is after each corruption, one row each, as text with 95 % intervals."
-    return pd.DataFrame([{'file': r['copy'] or 'as it is', 'accuracy': percent(r['accuracy']), 'fakes caught': percent(r['caught']), 'reals cleared': percent(r['cleared']), 'AUC': number(r['auc']),
-                          'calibration error': calibration_text(r), 'get an answer': percent(r['answered']), 'of these wrong': percent(r['wrong'])} for r in model['rows']])
+    return pd.DataFrame([{
+        'file': r['copy'] or 'as it is', 'accuracy': percent(r['accuracy']),
+        'fakes caught': percent(r['caught']), 'reals cleared': percent(r['cleared']),
+        'AUC': number(r['auc']), 'calibration error': calibration_text(r),
+        'get an answer': percent(r['answered']), 'of these wrong': percent(r['wrong'])
+    } for r in model['rows']])
 
 def drift_table(
     model  # from `robustness`
 ):
-    "How far scores and verdicts moved from those of the file as it is, one row a corruption, as text."
+    """How far scores and verdicts moved from those of the file as it is, one row a corruption, as
+    text."""
     moved = lambda q: '{:+.2f} ({:+.2f} to {:+.2f})'.format(*q)
-    return pd.DataFrame([{'file': r['copy'], 'log-odds of fakes': moved(r['drift']['fake']), 'log-odds of reals': moved(r['drift']['real']), 'another verdict': percent(r['changed']),
-                          'real to fake or back': percent(r['flipped'])} for r in model['rows'][1:]], columns=['file', 'log-odds of fakes', 'log-odds of reals', 'another verdict', 'real to fake or back'])
+    return pd.DataFrame([{
+        'file': r['copy'], 'log-odds of fakes': moved(r['drift']['fake']),
+        'log-odds of reals': moved(r['drift']['real']), 'another verdict': percent(
+            r['changed']), 'real to fake or back': percent(r['flipped'])
+    } for r in model['rows'][1:]], columns=[
+        'file', 'log-odds of fakes', 'log-odds of reals', 'another verdict', 'real to fake or back'
+    ])
 
 # %% ../nbs/06_robustness.ipynb #5ae0e343
-NOTHING = dict(jpeg=101, webp=101, scale=1, screenshot=1, gamma=1)  # the number with which a corruption does nothing; of the others 0
+# the number with which a corruption does nothing; of the others 0
+NOTHING = dict(jpeg=101, webp=101, scale=1, screenshot=1, gamma=1)
 
 def kinds(
     copies  # corruptions
 ):
-    "`{kind: copies in the order of its axis}`, the file as it is ('') among them: first, or between the two sides of a kind that has two."
+    """`{kind: copies in the order of its axis}`, the file as it is ('') among them: first, or
+    between the two sides of a kind that has two."""
     groups = {}
-    for c in filter(None, copies): groups.setdefault('+'.join(p.partition(':')[0] for p in c.split('+')), []).append(c)
+    for c in filter(None, copies):
+        groups.setdefault('+'.join(p.partition(':')[0] for p in c.split('+')), []).append(c)
     for kind, g in groups.items():
         at = lambda c: float(c.partition(':')[2]) if c else NOTHING.get(kind, 0)
         order = ['', *g] if '+' in kind else sorted(['', *g], key=at)
@@ -133,36 +165,61 @@ def in_the_middle(
 def beside_table(
     result  # `{n, models: {name: from `robustness`}}`
 ):
-    "Accuracy after each corruption with one column a model, as text with 95 % intervals, and below it what becomes of the verdicts on nine versions of each image."
-    models, copies = result['models'], [r['copy'] for r in next(iter(result['models'].values()))['rows']]
-    rows = [[c or 'as it is', *(percent(next(r for r in m['rows'] if r['copy'] == c)['accuracy']) for m in models.values())] for c in copies]
-    rows += [['called real and fake in nine versions', *(percent(m['flips']) for m in models.values())], ['"uncertain" among these verdicts', *(f'{100 * m["flips"]["uncertain"]:.1f} %' for m in models.values())]]
+    """Accuracy after each corruption with one column a model, as text with 95 % intervals, and
+    below it what becomes of the verdicts on nine versions of each image."""
+    models, copies = result['models'], [
+        r['copy'] for r in next(iter(result['models'].values()))['rows']
+    ]
+    rows = [[
+        c or 'as it is', *(percent(next(r for r in m['rows'] if r['copy'] == c)['accuracy'])
+                           for m in models.values())
+    ] for c in copies]
+    rows += [[
+        'called real and fake in nine versions', *(percent(m['flips']) for m in models.values())
+    ],
+             [
+                 '"uncertain" among these verdicts',
+                 *(f'{100 * m["flips"]["uncertain"]:.1f} %' for m in models.values())
+             ]]
     return pd.DataFrame(rows, columns=[f'file ({result["n"]} images)', *models])
 
 # %% ../nbs/06_robustness.ipynb #4b9cabe5
-LOOKS = list(zip(('#0072B2', '#D55E00', '#009E73', '#000000', '#CC79A7'), 'osD^v', ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)))))
+LOOKS = list(
+    zip(('#0072B2', '#D55E00', '#009E73', '#000000', '#CC79A7'), 'osD^v',
+        ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)))))
 
 def plot_panels(
     result,  # `{n, models}`
     rows     # {label of the y axis: function of a row of `robustness` -> (value, low, high)}
 ):
-    "A figure with a column for each kind of corruption and a row for each thing measured; markers are moved apart so that their intervals can be seen."
+    """A figure with a column for each kind of corruption and a row for each thing measured; markers
+    are moved apart so that their intervals can be seen."""
     models = result['models']
     groups = kinds(r['copy'] for r in next(iter(models.values()))['rows'])
-    fig, axes = plt.subplots(len(rows), len(groups), figsize=(1.2 * len(groups) + 1.2, 1.5 * len(rows) + 1), sharex='col', sharey='row', squeeze=False)
+    fig, axes = plt.subplots(len(rows), len(groups),
+                             figsize=(1.2 * len(groups) + 1.2, 1.5 * len(rows) + 1), sharex='col',
+                             sharey='row', squeeze=False)
     for (kind, order), column in zip(groups.items(), axes.T):
         for (what, get), ax in zip(rows.items(), column):
             for i, (name, m) in enumerate(models.items()):
-                found, (colour, marker, line) = {r['copy']: get(r) for r in m['rows']}, LOOKS[i % len(LOOKS)]
+                found, (colour, marker, line) = {r['copy']: get(r)
+                                                 for r in m['rows']}, LOOKS[i % len(LOOKS)]
                 y, low, high = np.array([found[c] for c in order]).T
-                ax.errorbar(np.arange(len(order)) + .17 * (i - (len(models) - 1) / 2), y, abs(np.array([y - low, high - y])), color=colour, marker=marker, ls=line, ms=3.5, lw=1, elinewidth=.8, label=name)
-            ax.grid(axis='y', alpha=.3); ax.tick_params(labelsize=7); ax.margins(x=.12)
+                ax.errorbar(
+                    np.arange(len(order)) + .17 * (i - (len(models) - 1) / 2), y,
+                    abs(np.array([y - low, high - y])), color=colour, marker=marker, ls=line,
+                    ms=3.5, lw=1, elinewidth=.8, label=name)
+            ax.grid(axis='y', alpha=.3)
+            ax.tick_params(labelsize=7)
+            ax.margins(x=.12)
             if ax in axes[:, 0]: ax.set_ylabel(what, fontsize=8)
         column[0].set_title(kind.replace('+', '+\n', 1) if '+' in kind else kind, fontsize=8)
         column[-1].set_xticks(range(len(order)), [strength(c) for c in order], rotation=90)
     fig.tight_layout(pad=.4, rect=(0, 0, 1, 1 - .3 / fig.get_figheight()))
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper left', ncols=len(models), fontsize=8, frameon=False, title_fontsize=8)
-    fig.text(.995, 1 - .18 / fig.get_figheight(), f'{result["n"]} images', ha='right', va='center', fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='upper left', ncols=len(models),
+               fontsize=8, frameon=False, title_fontsize=8)
+    fig.text(.995, 1 - .18 / fig.get_figheight(), f'{result["n"]} images', ha='right', va='center',
+             fontsize=8)
     return fig
 
 def told_of(key): return lambda row: [row[key][k] for k in ('value', 'low', 'high')]
@@ -170,14 +227,23 @@ def told_of(key): return lambda row: [row[key][k] for k in ('value', 'low', 'hig
 def plot_robustness(
     result  # `{n, models}`
 ):
-    "Accuracy, AUC and the share that gets an answer, with 95 % intervals, by strength of each corruption."
-    return plot_panels(result, {'accuracy': told_of('accuracy'), 'AUC': told_of('auc'), 'get an answer': told_of('answered')})
+    """Accuracy, AUC and the share that gets an answer, with 95 % intervals, by strength of each
+    corruption."""
+    return plot_panels(result, {
+        'accuracy': told_of('accuracy'), 'AUC': told_of('auc'), 'get an answer': told_of('answered')
+    })
 
 def plot_drift(
     result  # `{n, models}`
 ):
-    "How far the log-odds moved (median, 5 to 95 % of the images), and how many verdicts changed and flipped (95 % intervals), by strength of each corruption."
-    return plot_panels(result, {'log-odds,\nfakes': lambda r: r['drift']['fake'], 'log-odds,\nreals': lambda r: r['drift']['real'], 'another\nverdict': told_of('changed'), 'real to fake\nor back': told_of('flipped')})
+    """How far the log-odds moved (median, 5 to 95 % of the images), and how many verdicts changed
+    and flipped (95 % intervals), by strength of each corruption."""
+    return plot_panels(
+        result, {
+            'log-odds,\nfakes': lambda r: r['drift']['fake'],
+            'log-odds,\nreals': lambda r: r['drift']['real'],
+            'another\nverdict': told_of('changed'), 'real to fake\nor back': told_of('flipped')
+        })
 
 # %% ../nbs/06_robustness.ipynb #f0106df8
 OWN = 'this model'  # of the run itself
@@ -185,15 +251,20 @@ OWN = 'this model'  # of the run itself
 def checkpoints(
     given  # 'NAME=FILE' or FILE each: .safetensors, or a run folder
 ):
-    "`{name: absolute path}`. Raises `FaceError` for a file that is no checkpoint and for a name that is taken or cannot be shown."
+    """`{name: absolute path}`. Raises `FaceError` for a file that is no checkpoint and for a name
+    that is taken or cannot be shown."""
     found = {}
     for text in given:
         name, path = text.split('=', 1) if '=' in text and not os.path.exists(text) else ('', text)
         path = Path(os.path.abspath(os.path.expanduser(path)))
         if os.path.isdir(path): path = path/'model.safetensors'
-        if not os.path.isfile(path): raise FaceError(f'{text}: no checkpoint there; name a .safetensors file or the folder of a finished run')
+        if not os.path.isfile(path):
+            raise FaceError(f'{text}: no checkpoint there; name a .safetensors file or the folder '
+                            'of a finished run')
         if not name: name = path.parent.name if path.name == 'model.safetensors' else path.stem
-        if not re.fullmatch(r'[\w .,()-]{1,40}', name) or name in found or name == OWN: raise FaceError(f'{text}: the name {name!r} is taken or cannot be shown; write another as NAME=FILE')
+        if not re.fullmatch(r'[\w .,()-]{1,40}', name) or name in found or name == OWN:
+            raise FaceError(f'{text}: the name {name!r} is taken or cannot be shown; write another '
+                            'as NAME=FILE')
         load_checkpoint(path)
         found[name] = path
     return found
@@ -203,12 +274,16 @@ def plot_calibration(
     labels,  # (N,) 'fake' or 'real'
     scores   # {name: from `judge_copies`}
 ):
-    "Reliability diagrams of the files as they are and of up to four JPEG copies, a row for each model."
+    """Reliability diagrams of the files as they are and of up to four JPEG copies, a row for each
+    model."""
     plain = [c for c in next(iter(scores.values())) if re.fullmatch('|jpeg:[^+]*', c)][:5]
-    fig, axes = plt.subplots(len(scores), len(plain), figsize=(3 * len(plain), 3 * len(scores)), squeeze=False)
+    fig, axes = plt.subplots(len(scores), len(plain), figsize=(3 * len(plain), 3 * len(scores)),
+                             squeeze=False)
     for (name, s), row in zip(scores.items(), axes):
         for c, ax in zip(plain, row):
-            plot_reliability(pd.DataFrame(dict(label=labels, p_fake=s[c])), ax=ax); ax.set_title(f'{name + ", " if len(scores) > 1 else ""}{c or "as it is"}: {ax.get_title()}', fontsize=8)
+            plot_reliability(pd.DataFrame(dict(label=labels, p_fake=s[c])), ax=ax)
+            ax.set_title(f'{name + ", " if len(scores) > 1 else ""}{c or "as it is"}: '
+                         f'{ax.get_title()}', fontsize=8)
     fig.tight_layout()
     return fig
 
@@ -225,16 +300,25 @@ def leave_robustness(
     bootstrap=500, # resamples
     seed=42        # of the resampling
 ):
-    "Judge every image after every corruption and in its nine versions, by every model; writes copies.csv, robustness.json and the figures, and returns what robustness.json holds."
+    """Judge every image after every corruption and in its nine versions, by every model; writes
+    copies.csv, robustness.json and the figures, and returns what robustness.json holds."""
     out = Path(out)
     copies, told, scores = [c for c in dict.fromkeys(copies) if c], {}, {}
     for name, path in models.items():
         model, meta = load_checkpoint(path)
-        scores[name] = judge_copies(model.to(device, memory_format=torch.channels_last), meta, root, test, list(dict.fromkeys(['', *copies, *VERSIONS])), device, batch_size, workers)
-        told[name] = dict(sha256=digest(Path(path).read_bytes())) | robustness(test.label, scores[name], copies, meta['threshold'], meta['band'], bootstrap, seed)
-    table = pd.concat([test[['path', 'label']].assign(model=name).join(s.rename(columns={'': 'as it is'})) for name, s in scores.items()])
+        scores[name] = judge_copies(
+            model.to(device, memory_format=torch.channels_last), meta, root, test,
+            list(dict.fromkeys(['', *copies, *VERSIONS])), device, batch_size, workers)
+        told[name] = (dict(sha256=digest(Path(path).read_bytes())) | robustness(
+            test.label, scores[name], copies, meta['threshold'], meta['band'], bootstrap, seed))
+    table = pd.concat([
+        test[['path', 'label']].assign(model=name).join(s.rename(columns={'': 'as it is'}))
+        for name, s in scores.items()
+    ])
     with atomic_write(out/'copies.csv') as f: table.to_csv(f, index=False, lineterminator='\n')
-    save_json(out/'robustness.json', result := dict(n=len(test), images=digest(sorted(test.path)), models=told))
-    for name, fig in dict(robustness=plot_robustness(result), drift=plot_drift(result), reliability=plot_calibration(test.label, scores)).items():
+    save_json(out/'robustness.json', result := dict(n=len(test), images=digest(sorted(test.path)),
+                                                      models=told))
+    for name, fig in dict(robustness=plot_robustness(result), drift=plot_drift(result),
+                          reliability=plot_calibration(test.label, scores)).items():
         save_figure(fig, out/'figures'/f'{name}.png')
     return result

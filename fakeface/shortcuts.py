@@ -39,20 +39,26 @@ def file_facts(
     root,  # data set
     path   # of the image, relative to it
 ):
-    "Numbers of one file, from its header alone: bytes, dimensions, JPEG tables, chroma subsampling (-1: no JPEG), metadata. Raises `ImageError`."
+    """Numbers of one file, from its header alone: bytes, dimensions, JPEG tables, chroma
+    subsampling (-1: no JPEG), metadata. Raises `ImageError`."""
     data = read_bytes(Path(root)/path, path)
     with opened(data, path) as im:
         tables, kept = getattr(im, 'quantization', None) or {}, lambda n: len(im.info.get(n) or b'')
-        return dict(bytes=len(data), bytes_per_pixel=len(data) / (im.width * im.height), width=im.width, height=im.height,
-                    jpeg=im.format == 'JPEG', quality=jpeg_quality(im), luma_sum=sum(tables.get(0, ())), chroma_sum=sum(tables.get(1, ())), tables=len(tables),
-                    subsampling=JpegImagePlugin.get_sampling(im), progressive=bool(im.info.get('progressive')), exif=kept('exif'), icc=kept('icc_profile'))
+        return dict(bytes=len(data), bytes_per_pixel=len(data) / (im.width * im.height),
+                    width=im.width, height=im.height, jpeg=im.format == 'JPEG',
+                    quality=jpeg_quality(im), luma_sum=sum(tables.get(0, ())),
+                    chroma_sum=sum(tables.get(1, ())), tables=len(tables),
+                    subsampling=JpegImagePlugin.get_sampling(im),
+                    progressive=bool(im.info.get('progressive')), exif=kept('exif'),
+                    icc=kept('icc_profile'))
 
 def facts_table(
     root,     # data set
     manifest  # with `path`
 ):
     "`file_facts` of every image: DataFrame of floats, a row an image."
-    with ThreadPoolExecutor() as pool: return pd.DataFrame(list(pool.map(partial(file_facts, root), manifest.path))).astype(float)
+    with ThreadPoolExecutor() as pool:
+        return pd.DataFrame(list(pool.map(partial(file_facts, root), manifest.path))).astype(float)
 
 # %% ../nbs/07_shortcuts.ipynb #246637e3
 def learn_facts(
@@ -61,7 +67,8 @@ def learn_facts(
     seed=42   # of the trees
 ):
     "Gradient-boosted trees on the facts of the files, fitted (Friedman 2001, as in LightGBM)."
-    return HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=8, min_samples_leaf=5, random_state=seed).fit(facts.to_numpy(), is_fake)
+    return HistGradientBoostingClassifier(max_iter=50, max_leaf_nodes=8, min_samples_leaf=5,
+                                          random_state=seed).fit(facts.to_numpy(), is_fake)
 
 # %% ../nbs/07_shortcuts.ipynb #f0c60f9f
 def take_part(
@@ -79,11 +86,15 @@ def scored(
     bootstrap=500,  # resamples
     seed=42         # of the resampling
 ):
-    "`{n, accuracy, caught, cleared, auc}`, the last four as `{value, low, high}` with 95 % intervals."
+    """`{n, accuracy, caught, cleared, auc}`, the last four as `{value, low, high}` with 95 %
+    intervals."""
     right = (score >= threshold) == is_fake
-    return dict(n=len(right), accuracy=share(right.sum(), len(right)),
-                caught=share(right[is_fake].sum(), is_fake.sum()), cleared=share(right[~is_fake].sum(), (~is_fake).sum()),
-                auc=bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), is_fake, score, bootstrap, seed)['auc'])
+    return dict(n=len(right),
+                accuracy=share(right.sum(), len(right)),
+                caught=share(right[is_fake].sum(), is_fake.sum()),
+                cleared=share(right[~is_fake].sum(), (~is_fake).sum()),
+                auc=bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), is_fake, score,
+                                  bootstrap, seed)['auc'])
 
 # %% ../nbs/07_shortcuts.ipynb #67179d8f
 GREY = (.299, .587, .114)  # brightness of red, green and blue (ITU-R BT.601, as in JPEG)
@@ -91,16 +102,21 @@ GREY = (.299, .587, .114)  # brightness of red, green and blue (ITU-R BT.601, as
 def spectrum(
     images  # uint8 (N, 3, S, S)
 ):
-    "Radially averaged log power spectra of brightness, red and blue minus brightness, under a Hann window: float32 (N, 3, S // 2), 0 to 0.71 cycles a pixel."
+    """Radially averaged log power spectra of brightness, red and blue minus brightness, under a
+    Hann window: float32 (N, 3, S // 2), 0 to 0.71 cycles a pixel."""
     n, x = images.shape[-1], images.float()
     grey = (x * torch.tensor(GREY).view(3, 1, 1)).sum(1)
     x = torch.stack([grey, x[:, 0] - grey, x[:, 2] - grey], 1)
     window = torch.hann_window(n, periodic=False)
-    power = torch.fft.rfft2((x - x.mean((-2, -1), keepdim=True)) * window * window[:, None]).abs().square().flatten(2)
+    power = torch.fft.rfft2((x - x.mean(
+        (-2, -1), keepdim=True)) * window * window[:, None]).abs().square().flatten(2)
     radius = torch.hypot(torch.fft.fftfreq(n)[:, None], torch.fft.rfftfreq(n)).flatten()
     ring = (radius / .5**.5 * (n // 2)).long().clamp(max=n // 2 - 1)
-    times = torch.full((n // 2 + 1,), 2.).index_fill_(0, torch.tensor([0, n // 2] if n % 2 == 0 else [0]), 1).repeat(n)  # the other half is the mirror image
-    return (power.new_zeros(*power.shape[:2], n // 2).index_add_(2, ring, power * times) / ring.bincount(times) + 1e-3).log()
+    # the other half is the mirror image
+    times = torch.full((n // 2 + 1, ), 2.).index_fill_(
+        0, torch.tensor([0, n // 2] if n % 2 == 0 else [0]), 1).repeat(n)
+    return (power.new_zeros(*power.shape[:2], n // 2).index_add_(2, ring, power * times) /
+            ring.bincount(times) + 1e-3).log()
 
 # %% ../nbs/07_shortcuts.ipynb #5a3dde2f
 def spectra(
@@ -109,7 +125,10 @@ def spectra(
     batch_size=8           # images at once: few enough to stay in the cache
 ):
     "`spectrum` of every image: float32 array (N, 3 * (size // 2))."
-    return np.concatenate([spectrum(x).flatten(1).numpy() for x, _ in loader(Faces(root, manifest, size), batch_size, workers)])
+    return np.concatenate([
+        spectrum(x).flatten(1).numpy()
+        for x, _ in loader(Faces(root, manifest, size), batch_size, workers)
+    ])
 
 # %% ../nbs/07_shortcuts.ipynb #12f9fa5e
 def learn_spectrum(
@@ -117,9 +136,15 @@ def learn_spectrum(
     x_valid, is_fake_valid,  # validation images
     grid=(1e-4, 1e-3, 1e-2, 1e-1, 1.)  # values of C
 ):
-    "`(svm, C)`: a linear SVM on standardised columns (Cortes and Vapnik 1995), with the C of the best AUC on the validation images."
-    fitted = {c: make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, max_iter=10_000)).fit(x, is_fake) for c in grid}
-    best = max(grid, key=lambda c: roc_auc_score(is_fake_valid, fitted[c].decision_function(x_valid)))
+    """`(svm, C)`: a linear SVM on standardised columns (Cortes and Vapnik 1995), with the C of the
+    best AUC on the validation images."""
+    fitted = {
+        c: make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, max_iter=10_000)).fit(
+            x, is_fake)
+        for c in grid
+    }
+    best = max(grid,
+               key=lambda c: roc_auc_score(is_fake_valid, fitted[c].decision_function(x_valid)))
     return fitted[best], best
 
 # %% ../nbs/07_shortcuts.ipynb #b8a20d4d
@@ -127,9 +152,11 @@ def shift(
     image,  # uint8 (3, H, W)
     dy, dx  # pixels
 ):
-    "`image` moved up and left, the gap filled by its mirror image: what stood on JPEG's grid stands beside it. The size stays."
+    """`image` moved up and left, the gap filled by its mirror image: what stood on JPEG's grid
+    stands beside it. The size stays."""
     for dim, d in ((1, dy), (2, dx)):
-        n = image.shape[dim]; i = torch.arange(d, n + d)
+        n = image.shape[dim]
+        i = torch.arange(d, n + d)
         image = image.index_select(dim, torch.minimum(i, 2 * n - 2 - i).clamp(min=0))
     return image
 
@@ -147,7 +174,8 @@ def enlarge_and_back(
     outer=95,  # JPEG quality of the file that is kept
     zoom=2     # how much larger it gets first
 ):
-    "`image` as if it had been compressed at a larger size and then shrunk (bicubic) and stored: uint8 of the same shape."
+    """`image` as if it had been compressed at a larger size and then shrunk (bicubic) and stored:
+    uint8 of the same shape."""
     to = lambda x, size: TF.resize(x, list(size), v2.InterpolationMode.BICUBIC, antialias=True)
     large = to(image, [zoom * s for s in image.shape[-2:]])
     return jpeg(to(jpeg(large, inner) if inner else large, image.shape[-2:]), outer)
@@ -157,7 +185,8 @@ def patches(
     image,  # uint8 (3, H, W)
     side    # in pixels; more than the image has means the whole image
 ):
-    "The square patches of an image, row by row: uint8 (n, 3, side, side); a margin that fills no patch is left out."
+    """The square patches of an image, row by row: uint8 (n, 3, side, side); a margin that fills no
+    patch is left out."""
     side = min(side, *image.shape[-2:])
     return image.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
 
@@ -173,7 +202,8 @@ def shuffle_patches(
 
 # %% ../nbs/07_shortcuts.ipynb #17fa98b9
 class Altered(Faces):
-    "`Faces` whose images go through `alter` as files and through `view` at the model's size; both are functions of uint8 (3, H, W), or None."
+    """`Faces` whose images go through `alter` as files and through `view` at the model's size; both
+    are functions of uint8 (3, H, W), or None."""
     def __init__(self,
         root, manifest, size,  # see `Faces`
         alter=None,            # the same size, or any
@@ -191,15 +221,18 @@ def judge_altered(
     model, meta,   # of a checkpoint; the model on its device
     root,          # data set
     manifest,      # images to judge
-    alter=None, view=None,  # see `Altered`; functions of a module, or partials of them, when there are workers
+    # see `Altered`; functions of a module, or partials of them, when there are workers
+    alter=None, view=None,
     device=torch.device('cpu'),
     batch_size=32, # images judged at once
     workers=0      # processes that decode and alter
 ):
-    "p_fake of every altered image, or of the mean logits of its patches: float64 array (N,), judged in float32 as the detector does."
+    """p_fake of every altered image, or of the mean logits of its patches: float64 array (N,),
+    judged in float32 as the detector does."""
     pre = meta['preprocessing']
     batches = loader(Altered(root, manifest, pre['size'], alter, view), batch_size, workers)
-    logits = predict_logits(model, ((x.flatten(0, -4), y) for x, y in batches), pre['normalize'], device, torch.float32, 'altered images')
+    logits = predict_logits(model, ((x.flatten(0, -4), y) for x, y in batches), pre['normalize'],
+                            device, torch.float32, 'altered images')
     return p_fake(logits.reshape(len(manifest), -1, 2).mean(1), meta['temperature'])
 
 # %% ../nbs/07_shortcuts.ipynb #ad653023
@@ -209,24 +242,30 @@ def drop(
     bootstrap=500,  # resamples
     seed=42         # of the resampling
 ):
-    "Accuracy lost, in points: `{value, low, high, lost, gained, n, p}` with a paired, class-wise bootstrap 95 % interval and McNemar's exact p."
+    """Accuracy lost, in points: `{value, low, high, lost, gained, n, p}` with a paired, class-wise
+    bootstrap 95 % interval and McNemar's exact p."""
     change, test = before.astype(int) - after, mcnemar(before, after)
-    ends = bootstrap_all(lambda _, d: dict(points=100 * d.mean()), np.r_[is_fake, True, False], np.r_[change, 1, -1], bootstrap, seed)['points']
-    return ends | dict(value=float(100 * change.mean()), lost=test['only_a'], gained=test['only_b'], n=len(change), p=test['p'])
+    ends = bootstrap_all(lambda _, d: dict(points=100 * d.mean()), np.r_[is_fake, True, False],
+                         np.r_[change, 1, -1], bootstrap, seed)['points']
+    return (ends | dict(value=float(100 * change.mean()), lost=test['only_a'],
+                        gained=test['only_b'], n=len(change), p=test['p']))
 
 def points(
     metric  # {value, low, high}, in points
 ):
     "`0.5 (-0.4 to 1.4)`, the 95 % interval in brackets."
-    return f'{metric["value"]:.1f} ({metric["low"]:.1f} to {metric["high"]:.1f})'.replace('-0.0', '0.0')
+    return f'{metric["value"]:.1f} ({metric["low"]:.1f} to {metric["high"]:.1f})'.replace(
+        '-0.0', '0.0')
 
 # %% ../nbs/07_shortcuts.ipynb #9ca3efda
 def judge_conditions(
     is_fake,    # bool (N,)
     unaltered,  # p_fake (N,) of the images as they are
-    judge       # (which of the images: bool (N,), alter, view) -> p_fake of these, see `judge_altered`
+    # (which of the images: bool (N,), alter, view) -> p_fake of these, see `judge_altered`
+    judge
 ):
-    "`[(name, kind, p_fake)]`: kind 'equal' where both classes have one history, 'control', or 'patches'."
+    """`[(name, kind, p_fake)]`: kind 'equal' where both classes have one history, 'control', or
+    'patches'."""
     everyone, plain = np.ones_like(is_fake), np.array(unaltered, float)
     large = judge(everyone, enlarge_and_back, None)
     plain[~is_fake] = judge(~is_fake, partial(enlarge_and_back, inner=0), None)
@@ -234,8 +273,10 @@ def judge_conditions(
             ('reals: 2 x larger, JPEG 90, back', 'equal', np.where(is_fake, unaltered, large)),
             ('reals: the same without JPEG 90', 'control', plain),
             ('both: 2 x larger, JPEG 90, back', 'control', large),
-            *((f'patches of {s} px shuffled', 'patches', judge(everyone, None, partial(shuffle_patches, side=s))) for s in (32, 64)),
-            ('patches of 64 px, each alone', 'patches', judge(everyone, None, partial(patches, side=64)))]
+            *((f'patches of {s} px shuffled', 'patches',
+               judge(everyone, None, partial(shuffle_patches, side=s))) for s in (32, 64)),
+            ('patches of 64 px, each alone', 'patches',
+             judge(everyone, None, partial(patches, side=64)))]
 
 # %% ../nbs/07_shortcuts.ipynb #b3c7de83
 def condition_rows(
@@ -245,56 +286,88 @@ def condition_rows(
     bootstrap=500,       # resamples
     seed=42              # of the resampling
 ):
-    "A dict a condition: `name`, `kind`, what `scored` tells, and the `drop` against the unaltered images."
+    """A dict a condition: `name`, `kind`, what `scored` tells, and the `drop` against the unaltered
+    images."""
     right = lambda score: (score >= threshold) == is_fake
-    return [dict(name=name, kind=kind, **scored(is_fake, score, threshold, bootstrap, seed), drop=drop(is_fake, right(unaltered), right(score), bootstrap, seed))
-            for name, kind, score in conditions]
+    return [
+        dict(name=name, kind=kind, **scored(is_fake, score, threshold, bootstrap, seed),
+             drop=drop(is_fake, right(unaltered), right(score), bootstrap, seed))
+        for name, kind, score in conditions
+    ]
 
 # %% ../nbs/07_shortcuts.ipynb #7233bd59
 def verdict(
     result  # with `n`, `n_fake`, `n_real`, `goal`, `model` and `conditions`
 ):
-    "What equal histories cost, in one sentence: the drops, whether the goal is met, and how much of the accuracy above guessing can hang on the histories at most."
-    rows, accuracy, goal = [r for r in result['conditions'] if r['kind'] == 'equal'], result['model']['accuracy'], result['goal']
+    """What equal histories cost, in one sentence: the drops, whether the goal is met, and how much
+    of the accuracy above guessing can hang on the histories at most."""
+    rows, accuracy, goal = [r for r in result['conditions']
+                            if r['kind'] == 'equal'], result['model']['accuracy'], result['goal']
     low, high = (max(r['drop'][end] for r in rows) for end in ('low', 'high'))
-    guess, shown = max(result['n_fake'], result['n_real']) / result['n'], [r['name'] for r in rows if r['drop']['low'] > 0]
+    guess, shown = max(result['n_fake'], result['n_real']) / result['n'], [
+        r['name'] for r in rows if r['drop']['low'] > 0
+    ]
     above = 100 * (accuracy['value'] - guess)
     if accuracy['low'] <= guess:
-        return f'On {result["n"]} images the model is not shown to do better than guessing ({percent(accuracy)}), so there is no accuracy to explain.'
+        return (f'On {result["n"]} images the model is not shown to do better than guessing '
+                f'({percent(accuracy)}), so there is no accuracy to explain.')
     lost = ' and by '.join(points(r['drop']) + f' points ({r["name"]})' for r in rows)
-    state = 'met' if high < goal else 'missed' if low > goal else f'neither met nor missed for certain with {result["n"]} images'
+    state = ('met' if high < goal else 'missed'
+             if low > goal else f'neither met nor missed for certain with {result["n"]} images')
     return (f'With equal histories accuracy falls by {lost}: '
-            f'the goal of less than {goal:g} points is {state}, a loss is {"shown (" + ", ".join(shown) + ")" if shown else "not shown"}, '
-            f'and at most {max(high, 0):.1f} of the {above:.1f} points above guessing ({min(100, 100 * max(high, 0) / above):.0f} %) can hang on these histories.')
+            f'the goal of less than {goal:g} points is {state}, a loss is '
+            f'{"shown (" + ", ".join(shown) + ")" if shown else "not shown"}, '
+            f'and at most {max(high, 0):.1f} of the {above:.1f} points above guessing '
+            f'({min(100, 100 * max(high, 0) / above):.0f} %) can hang on these histories.')
 
 # %% ../nbs/07_shortcuts.ipynb #36007743
-READING = ('The first two judges see no face: from training images they learned what the facts of a file, or its spectrum, tell. The model judges all other rows, with its threshold unchanged; '
-           'the names say whose images were altered and how. Where patches are shuffled there are edges that no photograph has, and a patch alone gets a weaker score: there the AUC says more than the accuracy.')
+READING = (
+    'The first two judges see no face: from training images they learned what the facts of a '
+    'file, or its spectrum, tell. The model judges all other rows, with its threshold '
+    'unchanged; '
+    'the names say whose images were altered and how. Where patches are shuffled there are '
+    'edges that no photograph has, and a patch alone gets a weaker score: there the AUC says '
+    'more than the accuracy.')
 
 def shortcut_table(
     result  # as of shortcuts.json
 ):
-    "The table of the examiner: who judges from what, how well, and what each alteration costs; text with 95 % intervals."
-    simple = [(f'{n}, no network', result[k]) for k, n in (('facts', 'facts of the file'), ('spectrum', 'spectrum')) if k in result]
-    rows = [*simple, ('the model, images as they are', result['model']), *((r['name'], r) for r in result['conditions'])]
-    return pd.DataFrame([dict(judged=name, images=r['n'], accuracy=percent(r['accuracy']), auc=number(r['auc']), caught=percent(r['caught']),
-                              cleared=percent(r['cleared']), points_lost=points(r['drop']) if 'drop' in r else '') for name, r in rows])
+    """The table of the examiner: who judges from what, how well, and what each alteration costs;
+    text with 95 % intervals."""
+    simple = [(f'{n}, no network', result[k])
+              for k, n in (('facts', 'facts of the file'), ('spectrum', 'spectrum')) if k in result]
+    rows = [
+        *simple, ('the model, images as they are', result['model']),
+        *((r['name'], r) for r in result['conditions'])
+    ]
+    return pd.DataFrame([
+        dict(judged=name, images=r['n'], accuracy=percent(r['accuracy']), auc=number(r['auc']),
+             caught=percent(r['caught']), cleared=percent(r['cleared']),
+             points_lost=points(r['drop']) if 'drop' in r else '') for name, r in rows
+    ])
 
 # %% ../nbs/07_shortcuts.ipynb #d9f8c32f
 def plot_shortcuts(
     result  # as of shortcuts.json
 ):
-    "Accuracy lost by each alteration, in points with 95 % intervals: histories above, patches below, each on its own scale; the dotted line is the goal."
-    groups = [[r for r in result['conditions'] if (r['kind'] == 'patches') == p] for p in (False, True)]
+    """Accuracy lost by each alteration, in points with 95 % intervals: histories above, patches
+    below, each on its own scale; the dotted line is the goal."""
+    groups = [[r for r in result['conditions'] if (r['kind'] == 'patches') == p]
+              for p in (False, True)]
     fig, axes = plt.subplots(2, 1, figsize=(7.5, 3.6), height_ratios=[len(g) + .5 for g in groups])
     for ax, rows in zip(axes, groups):
         for y, r in enumerate(rows):
-            d, colour = r['drop'], 'C0' if r['kind'] == 'equal' else 'C1' if r['kind'] == 'patches' else '0.5'
-            ax.hlines(y, d['low'], d['high'], color=colour); ax.plot(d['value'], y, 'o', color=colour)
-        ax.set(yticks=range(len(rows)), yticklabels=[r['name'] for r in rows], ylim=(len(rows) - .5, -.5))
-        ax.axvline(0, color='k', lw=1); ax.grid(axis='x', alpha=.3)
+            d, colour = r[
+                'drop'], 'C0' if r['kind'] == 'equal' else 'C1' if r['kind'] == 'patches' else '0.5'
+            ax.hlines(y, d['low'], d['high'], color=colour)
+            ax.plot(d['value'], y, 'o', color=colour)
+        ax.set(yticks=range(len(rows)), yticklabels=[r['name'] for r in rows],
+               ylim=(len(rows) - .5, -.5))
+        ax.axvline(0, color='k', lw=1)
+        ax.grid(axis='x', alpha=.3)
     axes[0].axvline(result['goal'], color='C0', ls=':', lw=1)
-    axes[1].set_xlabel(f'accuracy lost, in points, {result["n"]} images'); fig.tight_layout()
+    axes[1].set_xlabel(f'accuracy lost, in points, {result["n"]} images')
+    fig.tight_layout()
     return fig
 
 # %% ../nbs/07_shortcuts.ipynb #883d1463
@@ -302,9 +375,12 @@ def scores_of(
     run_dir,  # of a run that was evaluated
     manifest  # images
 ):
-    "p_fake that predictions.csv holds for these images: float64 (N,). Raises `FaceError` when one is missing."
+    """p_fake that predictions.csv holds for these images: float64 (N,). Raises `FaceError` when one
+    is missing."""
     path = Path(run_dir)/'predictions.csv'
     if not path.is_file(): raise FaceError(f'{path}: missing; run 04_evaluate first')
     score = pd.read_csv(path).set_index('path').p_fake.reindex(manifest.path)
-    if score.isna().any(): raise FaceError(f'{path}: {score.isna().sum()} of {len(score)} test images are not in it; run 04_evaluate again')
+    if score.isna().any():
+        raise FaceError(f'{path}: {score.isna().sum()} of {len(score)} test images are not in it; '
+                        'run 04_evaluate again')
     return score.to_numpy(float)

@@ -29,12 +29,14 @@ def fractal(
 ):
     "Noise of several scales as float32 of shape (size, size), mean 0, standard deviation 1."
     cells = lambda s: rng.standard_normal((min(s, size),) * 2, np.float32)
-    field = sum(fall**i * cv2.resize(cells(s), (size, size), interpolation=cv2.INTER_CUBIC) for i, s in enumerate(scales))
+    field = sum(fall**i * cv2.resize(cells(s), (size, size), interpolation=cv2.INTER_CUBIC)
+                for i, s in enumerate(scales))
     return (field - field.mean()) / field.std()
 
 # %% ../nbs/lib/03_standin.ipynb #2a140dba
 class Canvas:
-    "A square picture of float32 RGB in [0, 1], display brightness, drawn in the coordinates of a head."
+    """A square picture of float32 RGB in [0, 1], display brightness, drawn in the coordinates of a
+    head."""
     def __init__(self,
         size,    # side in pixels
         centre,  # of the head, as a fraction of the side
@@ -43,23 +45,27 @@ class Canvas:
     ):
         self.size, self.rgb = size, np.zeros((size, size, 3), np.float32)
         self.yaw, self.pitch, roll = angles
-        self.turn = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]]) * scale * size
+        self.turn = (
+            np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]]) * scale * size)
         self.centre = np.asarray(centre) * size
         grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1) - self.centre
         self.x, self.y = np.moveaxis(grid @ np.linalg.inv(self.turn).T, -1, 0).astype(np.float32)
 
     def pixels(self, points, lift=True):
-        "Face coordinates (n, 2) as pixels; `lift` puts them on the turned head, otherwise they lie flat."
+        """Face coordinates (n, 2) as pixels; `lift` puts them on the turned head, otherwise they
+        lie flat."""
         x, y = np.asarray(points, float).T
         if lift:
             z = np.sqrt(np.clip(1 - (x / .8)**2 - (y / 1.1)**2, .02, 1))
-            x, y = x * np.cos(self.yaw) + .8 * z * np.sin(self.yaw), y * np.cos(self.pitch) + z * np.sin(self.pitch)
+            x, y = x * np.cos(self.yaw) + .8 * z * np.sin(self.yaw), y * np.cos(
+                self.pitch) + z * np.sin(self.pitch)
         return np.stack([x, y], -1) @ self.turn.T + self.centre
 
     def mask(self, points, lift=True, soft=0.):
         "Coverage in [0, 1] of a polygon; `soft` blurs its edge (in head units)."
         m = np.zeros((self.size, self.size), np.uint8)
-        cv2.fillPoly(m, [np.round(self.pixels(points, lift) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        cv2.fillPoly(m, [np.round(self.pixels(points, lift) * 16).astype(np.int32)], 255,
+                     cv2.LINE_AA, 4)
         m = m.astype(np.float32) / 255
         return cv2.GaussianBlur(m, (0, 0), max(soft * np.hypot(*self.turn[0]), .3)) if soft else m
 
@@ -67,7 +73,8 @@ class Canvas:
         "Lay a colour, or a picture, over the canvas where `mask` is 1."
         x, y, w, h = cv2.boundingRect((mask > 0).view(np.uint8))
         at, colour = np.s_[y:y+h, x:x+w], np.asarray(colour, np.float32)
-        self.rgb[at] += mask[at][..., None] * ((colour[at] if colour.ndim == 3 else colour) - self.rgb[at])
+        self.rgb[at] += (mask[at][..., None] *
+                         ((colour[at] if colour.ndim == 3 else colour) - self.rgb[at]))
 
 # %% ../nbs/lib/03_standin.ipynb #040f6d52
 def oval(
@@ -80,7 +87,8 @@ def oval(
     "Points on a superellipse, shape (n, 2)."
     a = 2 * np.pi * np.linspace(*arc, n)
     c, s = np.cos(a), np.sin(a)
-    return np.stack([x + rx * np.sign(c) * abs(c)**(2 / power), y + ry * np.sign(s) * abs(s)**(2 / power)], -1)
+    return np.stack(
+        [x + rx * np.sign(c) * abs(c)**(2 / power), y + ry * np.sign(s) * abs(s)**(2 / power)], -1)
 
 # %% ../nbs/lib/03_standin.ipynb #66dba0a5
 def hue(
@@ -99,10 +107,18 @@ def background(
     "Fill the canvas with one of four kinds of background."
     n, kind = c.size, rng.integers(4)
     a, b, field = hue(rng), hue(rng), fractal(rng, n, (4, 8, 16), rng.uniform(.7, 1.1))
-    if kind == 0: field += .5 * fractal(rng, n, (24, 48, 96, 192), .9)                                      # foliage, cloth
-    if kind == 1: field += 1.2 * np.sign(np.sin((c.x * rng.normal() + c.y * rng.normal()) * rng.uniform(4, 12)))  # boards
-    if kind == 2:                                                                                           # lights out of focus
-        for _ in range(rng.integers(8, 20)): field += rng.uniform(-1.5, 2) * c.mask(oval(*rng.uniform(-2, 2, 2), *[rng.uniform(.1, .35)] * 2), False)
+    if kind == 0:
+        # foliage, cloth
+        field += .5 * fractal(rng, n, (24, 48, 96, 192), .9)
+    if kind == 1:
+        # boards
+        field += (1.2 *
+                  np.sign(np.sin((c.x * rng.normal() + c.y * rng.normal()) * rng.uniform(4, 12))))
+    # lights out of focus
+    if kind == 2:
+        for _ in range(rng.integers(8, 20)):
+            field += (rng.uniform(-1.5, 2) *
+                      c.mask(oval(*rng.uniform(-2, 2, 2), *[rng.uniform(.1, .35)] * 2), False))
     field += rng.uniform(.05, .2) * rng.standard_normal((n, n), np.float32)
     c.rgb[:] = a + (b - a) * (1 / (1 + np.exp(-1.2 * field)))[..., None] + .05 * field[..., None]
 
@@ -115,7 +131,9 @@ def shade(
     "Brightness of the head as a factor around 1, float32 (size, size)."
     x, y = c.x / w, c.y / 1.08
     z = np.sqrt(np.maximum(1 - x * x - y * y, .02))
-    return (.62 + .62 * np.maximum((x * light[0] + y * light[1] + z * light[2]) / np.sqrt(x * x + y * y + z * z), 0)).astype(np.float32)
+    return (.62 + .62 * np.maximum(
+        (x * light[0] + y * light[1] + z * light[2]) / np.sqrt(x * x + y * y + z * z), 0)).astype(
+            np.float32)
 
 # %% ../nbs/lib/03_standin.ipynb #8cd3e54a
 def strands(
@@ -130,8 +148,10 @@ def strands(
     return cv2.remap(noise, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 # %% ../nbs/lib/03_standin.ipynb #b33796b0
-HAIR = np.array([[.09, .07, .06], [.2, .12, .08], [.36, .22, .12], [.55, .38, .2], [.78, .62, .38], [.5, .2, .1], [.62, .6, .58]], np.float32)
-SKIN = np.array([[.98, .82, .72], [.93, .74, .6], [.84, .62, .46], [.68, .46, .32], [.5, .33, .23], [.36, .23, .17]], np.float32)
+HAIR = np.array([[.09, .07, .06], [.2, .12, .08], [.36, .22, .12], [.55, .38, .2], [.78, .62, .38],
+                 [.5, .2, .1], [.62, .6, .58]], np.float32)
+SKIN = np.array([[.98, .82, .72], [.93, .74, .6], [.84, .62, .46], [.68, .46, .32], [.5, .33, .23],
+                 [.36, .23, .17]], np.float32)
 
 def palette(
     table,  # colours in order, shape (n, 3)
@@ -147,11 +167,16 @@ def hair_shapes(
     w     # half-width of the head
 ):
     "Outlines of the hair behind the head (or None) and over the forehead, in head units."
-    top, line, part, down = rng.uniform(1.06, 1.3), rng.uniform(-.72, -.45), rng.uniform(-.5, .5), rng.uniform(-.25, .2)
+    top, line, part, down = rng.uniform(1.06, 1.3), rng.uniform(-.72, -.45), rng.uniform(
+        -.5, .5), rng.uniform(-.25, .2)
     outer = oval(0, .05, w + rng.uniform(.04, .16), top, 2.2, (.5 - down / 6, 1 + down / 6), 40)
     x = np.linspace(1, -1, 24)
-    inner = np.stack([x * w * .93, line + .5 * abs(x)**3 * (1 + down) + rng.uniform(0, .22) * abs(x - part) + rng.normal(0, .02, 24)], -1)
-    back = oval(0, rng.uniform(.3, .7), w + rng.uniform(.15, .5), rng.uniform(1.1, 1.7), rng.uniform(2.2, 3.5)) if rng.uniform() < .5 else None
+    inner = np.stack([
+        x * w * .93, line + .5 * abs(x)**3 *
+        (1 + down) + rng.uniform(0, .22) * abs(x - part) + rng.normal(0, .02, 24)
+    ], -1)
+    back = (oval(0, rng.uniform(.3, .7), w + rng.uniform(.15, .5), rng.uniform(1.1, 1.7),
+                 rng.uniform(2.2, 3.5)) if rng.uniform() < .5 else None)
     return back, np.concatenate([outer, inner])
 
 # %% ../nbs/lib/03_standin.ipynb #7cd64ae3
@@ -164,14 +189,17 @@ def draw_eye(
     opening  # half-height of the eye, about .05 to .1
 ):
     "One eye with its shadow and lid."
-    t = np.linspace(-1, 1, 20); x = side * .31 + .155 * t
-    lid, low = np.stack([x, -.08 - opening * (1 - t * t)], -1), np.stack([x, -.08 + .6 * opening * (1 - t * t)], -1)[::-1]
+    t = np.linspace(-1, 1, 20)
+    x = side * .31 + .155 * t
+    lid, low = np.stack([x, -.08 - opening * (1 - t * t)],
+                        -1), np.stack([x, -.08 + .6 * opening * (1 - t * t)], -1)[::-1]
     c.paint(.45 * c.mask(oval(side * .31, -.1, .2, .13), soft=.06), skin * .55)
     white = c.mask(np.concatenate([lid, low]))
     c.paint(white, (.93, .92, .9))
     for r, colour in ((.092, iris * .5), (.08, iris), (.04, (.03, .03, .03))):
         c.paint(white * c.mask(oval(side * .31 + look[0], -.085 + look[1], r, r)), colour)
-    c.paint(white * .35 * c.mask(np.concatenate([lid, lid[::-1] + (0, .045)]), soft=.02), (.1, .08, .08))
+    c.paint(white * .35 * c.mask(np.concatenate([lid, lid[::-1] + (0, .045)]), soft=.02),
+            (.1, .08, .08))
     c.paint(c.mask(oval(side * .31 + look[0] + .03, -.115 + look[1], .02, .02)), (1, 1, 1))
     c.paint(.85 * c.mask(np.concatenate([lid - (0, .022), lid[::-1] + (0, .012)])), skin * .22)
 
@@ -184,10 +212,14 @@ def draw_nose(
 ):
     "Nose: a lit ridge, a shadow on the far side, two nostrils."
     side = -np.sign(light[0])
-    c.paint(.4 * c.mask([(0, -.15), (side * width * .7, -.1), (side * width * 1.4, .3), (0, .32)], soft=.04), skin * .6)
-    c.paint(.35 * c.mask([(-.03, -.12), (.03, -.12), (.05, .22), (-.05, .22)], soft=.03), (skin * 1.25).clip(0, 1))
+    c.paint(
+        .4 * c.mask([(0, -.15), (side * width * .7, -.1), (side * width * 1.4, .3),
+                     (0, .32)], soft=.04), skin * .6)
+    c.paint(.35 * c.mask([(-.03, -.12), (.03, -.12), (.05, .22), (-.05, .22)], soft=.03),
+            (skin * 1.25).clip(0, 1))
     c.paint(.4 * c.mask(oval(0, .34, width * 1.1, .05), soft=.035), skin * .5)
-    for s in (-1, 1): c.paint(.75 * c.mask(oval(s * width * .62, .31, width * .3, .026), soft=.012), skin * .28)
+    for s in (-1, 1):
+        c.paint(.75 * c.mask(oval(s * width * .62, .31, width * .3, .026), soft=.012), skin * .28)
 
 # %% ../nbs/lib/03_standin.ipynb #715855ae
 def draw_mouth(
@@ -199,13 +231,21 @@ def draw_mouth(
     gape    # opening, 0 to .1
 ):
     "Mouth: two lips, and teeth when it is open."
-    t = np.linspace(-1, 1, 24); x, y = width * t, .6 - smile * t * t
+    t = np.linspace(-1, 1, 24)
+    x, y = width * t, .6 - smile * t * t
     bow = .055 * (1 - t * t) * (1 - .35 * np.exp(-(t / .18)**2))
     curve = lambda dy: np.stack([x, y + dy], -1)
-    c.paint(.4 * c.mask(curve(.15)[6:18].tolist() + curve(.2)[6:18][::-1].tolist(), soft=.04), skin * .6)
-    c.paint(c.mask(np.concatenate([curve(-bow), curve((.075 + gape) * (1 - t * t))[::-1]]), soft=.008), lips)
-    if gape > .03: c.paint(c.mask(np.concatenate([curve(.004 - 0 * t), curve(gape * (1 - t * t))[::-1]])), (.9, .88, .84))
-    c.paint(.8 * c.mask(np.concatenate([curve(-.008 - 0 * t), curve(.016 * (1 - t * t) + .002)[::-1]])), lips * .3)
+    c.paint(.4 * c.mask(curve(.15)[6:18].tolist() + curve(.2)[6:18][::-1].tolist(), soft=.04),
+            skin * .6)
+    c.paint(
+        c.mask(np.concatenate([curve(-bow), curve((.075 + gape) * (1 - t * t))[::-1]]), soft=.008),
+        lips)
+    if gape > .03:
+        c.paint(c.mask(np.concatenate([curve(.004 - 0 * t),
+                                       curve(gape * (1 - t * t))[::-1]])), (.9, .88, .84))
+    c.paint(
+        .8 * c.mask(np.concatenate([curve(-.008 - 0 * t),
+                                    curve(.016 * (1 - t * t) + .002)[::-1]])), lips * .3)
     c.paint(.3 * c.mask(oval(0, .655 + gape * .8, width * .4, .015), soft=.015), (1, .9, .88))
 
 # %% ../nbs/lib/03_standin.ipynb #42dfc05c
@@ -216,12 +256,14 @@ def draw_body(
 ):
     "Neck and a garment with a weave."
     neck, cloth = rng.uniform(.36, .5), hue(rng)
-    c.paint(c.mask([(-neck, .5), (neck, .5), (neck + .08, 1.5), (-neck - .08, 1.5)], False), skin * .82)
+    c.paint(c.mask([(-neck, .5), (neck, .5), (neck + .08, 1.5), (-neck - .08, 1.5)], False),
+            skin * .82)
     c.paint(.6 * c.mask(oval(0, .9, .6, .36), False, .1), skin * .45)
     slope, dip = rng.uniform(1.35, 1.7), rng.uniform(1.3, 1.75)
     shape = [(-3, slope + .6), (-neck - .12, slope - .25), (-neck * .6, dip - .1), (0, dip),
              (neck * .6, dip - .1), (neck + .12, slope - .25), (3, slope + .6), (3, 6), (-3, 6)]
-    weave = .1 * np.sin(c.x * rng.uniform(20, 60)) * np.sin(c.y * rng.uniform(20, 60)) + .12 * fractal(rng, c.size, (6, 12, 64, 128))
+    weave = (.1 * np.sin(c.x * rng.uniform(20, 60)) * np.sin(c.y * rng.uniform(20, 60)) +
+             .12 * fractal(rng, c.size, (6, 12, 64, 128)))
     c.paint(c.mask(shape, False), cloth * (1 + weave[..., None]))
 
 # %% ../nbs/lib/03_standin.ipynb #7e53a5db
@@ -236,11 +278,24 @@ def draw_head(
     form = shade(c, light, w)
     flesh = skin * (form * (1 + .035 * fractal(rng, c.size, (8, 24, 96, 192), 1.)))[..., None]
     for s in (-1, 1): c.paint(c.mask(oval(s * w - c.yaw * .3, .08, .13, .22), False), flesh * .85)
-    c.paint(c.mask(np.concatenate([oval(0, -.05, w, 1.02, 2.1, (.5, 1)), oval(0, -.05, w, 1.08, rng.uniform(1.8, 2.4), (0, .5))]), False), flesh)
-    for s in (-1, 1): c.paint(rng.uniform(.05, .3) * c.mask(oval(s * .42, .28, .2, .16), soft=.1), form[..., None] * (skin * (1, .72, .7)))
+    c.paint(
+        c.mask(
+            np.concatenate([
+                oval(0, -.05, w, 1.02, 2.1, (.5, 1)),
+                oval(0, -.05, w, 1.08, rng.uniform(1.8, 2.4), (0, .5))
+            ]), False), flesh)
+    for s in (-1, 1):
+        c.paint(
+            rng.uniform(.05, .3) * c.mask(oval(s * .42, .28, .2, .16), soft=.1),
+            form[..., None] * (skin * (1, .72, .7)))
     if rng.uniform() < .25:
-        beard = c.mask(np.concatenate([oval(0, .15, w * .95, .86, 2.2, (0, .5)), oval(0, .5, .5, .22, 2, (.5, 1))]), False, .05)
-        c.paint(beard * rng.uniform(.2, .7) * (.75 + .25 * np.tanh(fractal(rng, c.size, (96, 192), 1.))), skin * .3)
+        beard = c.mask(
+            np.concatenate(
+                [oval(0, .15, w * .95, .86, 2.2, (0, .5)),
+                 oval(0, .5, .5, .22, 2, (.5, 1))]), False, .05)
+        c.paint(
+            beard * rng.uniform(.2, .7) *
+            (.75 + .25 * np.tanh(fractal(rng, c.size, (96, 192), 1.))), skin * .3)
 
 # %% ../nbs/lib/03_standin.ipynb #98bb3ef9
 def draw_glasses(
@@ -248,12 +303,15 @@ def draw_glasses(
     rng   # NumPy generator
 ):
     "Glasses: two rims, a bridge, a faint reflection."
-    r, thick, rim = np.array([.24, rng.uniform(.17, .22)]), rng.uniform(.018, .035), hue(rng, .1, .4)
+    r, thick, rim = np.array([.24, rng.uniform(.17, .22)]), rng.uniform(.018, .035), hue(
+        rng, .1, .4)
     for s in (-1, 1):
         ring = [oval(s * .31, -.06, *(r + d), 3) for d in (thick, 0)]
         inside = c.mask(ring[1])
-        c.paint(.12 * inside, (.9, .95, 1)); c.paint((c.mask(ring[0]) - inside).clip(0, 1), rim)
-    c.paint(c.mask([(-.08, -.1), (.08, -.1), (.08, -.1 + thick * 1.5), (-.08, -.1 + thick * 1.5)]), rim)
+        c.paint(.12 * inside, (.9, .95, 1))
+        c.paint((c.mask(ring[0]) - inside).clip(0, 1), rim)
+    c.paint(c.mask([(-.08, -.1), (.08, -.1), (.08, -.1 + thick * 1.5), (-.08, -.1 + thick * 1.5)]),
+            rim)
 
 # %% ../nbs/lib/03_standin.ipynb #3c248704
 def draw_face(
@@ -261,34 +319,48 @@ def draw_face(
     size=128  # side in pixels
 ):
     "A drawn portrait as linear light: float32 RGB of shape (size, size, 3) in [0, 1]."
-    c = Canvas(2 * size, (rng.uniform(.4, .6), rng.uniform(.44, .56)), rng.uniform(.3, .4), rng.normal(0, (.22, .1, .1)).clip(-.45, .45))
-    light = np.array([rng.choice((-1, 1)) * rng.uniform(.2, .9), rng.uniform(-.9, .1), rng.uniform(.4, .9)]); light /= np.linalg.norm(light)
-    w, skin, hair, iris = rng.uniform(.68, .82), palette(SKIN, rng), palette(HAIR, rng), hue(rng, .15, .5)
+    c = Canvas(2 * size, (rng.uniform(.4, .6), rng.uniform(.44, .56)), rng.uniform(.3, .4),
+               rng.normal(0, (.22, .1, .1)).clip(-.45, .45))
+    light = np.array(
+        [rng.choice((-1, 1)) * rng.uniform(.2, .9),
+         rng.uniform(-.9, .1),
+         rng.uniform(.4, .9)])
+    light /= np.linalg.norm(light)
+    w, skin, hair, iris = rng.uniform(.68, .82), palette(SKIN, rng), palette(HAIR, rng), hue(
+        rng, .15, .5)
     back, front = hair_shapes(rng, w)
     locks = hair * (.55 + .6 * shade(c, light, 1.1) * (1 + .38 * strands(c, rng)))[..., None] + .02
     background(c, rng)
     if back is not None: c.paint(c.mask(back, False, .015), locks * .7)
-    draw_body(c, rng, skin); draw_head(c, rng, skin, light, w)
+    draw_body(c, rng, skin)
+    draw_head(c, rng, skin, light, w)
     look, opening = rng.normal(0, .02, 2), rng.uniform(.05, .085)
     for side in (-1, 1): draw_eye(c, side, skin, iris, look, opening)
     draw_nose(c, skin, light, rng.uniform(.1, .15))
-    draw_mouth(c, skin, skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), rng.uniform(.2, .31), rng.uniform(-.03, .1), max(0, rng.uniform(-.1, .1)))
+    draw_mouth(c, skin, skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), rng.uniform(.2, .31),
+               rng.uniform(-.03, .1), max(0, rng.uniform(-.1, .1)))
     brow, lift = rng.uniform(.02, .05), rng.uniform(-.03, .06)
     for side in (-1, 1):
-        arch = [(.15, -.26), (.32, -.3 - lift), (.5, -.24), (.33, -.3 - lift + brow * 1.6), (.15, -.26 + brow)]
+        arch = [(.15, -.26), (.32, -.3 - lift), (.5, -.24), (.33, -.3 - lift + brow * 1.6),
+                (.15, -.26 + brow)]
         c.paint(.85 * c.mask([(side * x, y) for x, y in arch], soft=.012), hair * .7)
     if rng.uniform() < .15: draw_glasses(c, rng)
     if rng.uniform() < .92: c.paint(c.mask(front, False, .012), locks)
-    return cv2.resize((c.rgb * rng.uniform(.85, 1.05)).clip(0, 1)**2.2, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize((c.rgb * rng.uniform(.85, 1.05)).clip(0, 1)**2.2, (size, size),
+                      interpolation=cv2.INTER_AREA)
 
 # %% ../nbs/lib/03_standin.ipynb #3409b928
-BAYER = np.zeros((2, 2, 3), np.float32); BAYER[0, 0, 0] = BAYER[0, 1, 1] = BAYER[1, 0, 1] = BAYER[1, 1, 2] = 1  # RG over GB
+BAYER = np.zeros((2, 2, 3), np.float32)
+BAYER[0, 0, 0] = BAYER[0, 1, 1] = BAYER[1, 0, 1] = BAYER[1, 1, 2] = 1  # RG over GB
 
 def demosaic(
     raw  # sensor values, float32 (H, W), H and W even
 ):
-    "The full picture by bilinear interpolation: at each pixel the mean of the neighbours that saw the colour. Shape (H, W, 3)."
-    sites, tent = np.tile(BAYER, (raw.shape[0] // 2, raw.shape[1] // 2, 1)), np.float32([[1, 2, 1], [2, 4, 2], [1, 2, 1]])
+    """The full picture by bilinear interpolation: at each pixel the mean of the neighbours that saw
+    the colour. Shape (H, W, 3)."""
+    sites, tent = np.tile(BAYER, (raw.shape[0] // 2, raw.shape[1] // 2, 1)), np.float32([[1, 2, 1],
+                                                                                         [2, 4, 2],
+                                                                                         [1, 2, 1]])
     return cv2.filter2D(sites * raw[..., None], -1, tent) / cv2.filter2D(sites, -1, tent)
 
 # %% ../nbs/lib/03_standin.ipynb #34361816
@@ -297,7 +369,8 @@ def camera(
     rng,        # NumPy generator: lens, sensitivity, noise
     steps=None  # dict to fill with the stages, for looking at
 ):
-    "A photograph of the scene: uint8 RGB of shape (H, W, 3). Lens blur, Bayer sensor with shot and read noise, demosaicing, gamma, sharpening."
+    """A photograph of the scene: uint8 RGB of shape (H, W, 3). Lens blur, Bayer sensor with shot
+    and read noise, demosaicing, gamma, sharpening."""
     lens = cv2.GaussianBlur(scene, (0, 0), rng.uniform(.3, .8))
     sites = np.tile(BAYER, (scene.shape[0] // 2, scene.shape[1] // 2, 1))
     raw = (lens * sites).sum(-1)
@@ -305,12 +378,15 @@ def camera(
     raw = raw + np.sqrt(shot * raw + read**2) * rng.standard_normal(raw.shape, np.float32)
     colour = demosaic(raw).clip(0, 1)**(1 / 2.2)
     sharp = colour + rng.uniform(.2, 1.2) * (colour - cv2.GaussianBlur(colour, (0, 0), 1))
-    if steps is not None: steps.update(scene=scene**(1/2.2), lens=lens**(1/2.2), sensor=(raw[..., None] * sites).clip(0, 1)**(1/2.2),
-                                       demosaiced=colour, photograph=sharp.clip(0, 1))
+    if steps is not None:
+        steps.update(scene=scene**(1/2.2), lens=lens**(1/2.2),
+                     sensor=(raw[..., None] * sites).clip(0, 1)**(1/2.2), demosaiced=colour,
+                     photograph=sharp.clip(0, 1))
     return np.round(sharp.clip(0, 1) * 255).astype(np.uint8)
 
 # %% ../nbs/lib/03_standin.ipynb #5777cdbb
-SMOOTH = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).astype(np.float32) / 64  # of an ideal enlargement: sums to 4, one for each phase
+# of an ideal enlargement: sums to 4, one for each phase
+SMOOTH = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).astype(np.float32) / 64
 
 def shrink(
     x  # float32 (2H, 2W, 3)
@@ -322,19 +398,24 @@ def enlarge(
     x,      # float32 (H, W, 3)
     kernel  # float32 (5, 5), sums to 4
 ):
-    "Transposed convolution of stride 2: zeros between the pixels, then the kernel. Shape (2H, 2W, 3)."
-    y = np.zeros((2 * x.shape[0], 2 * x.shape[1], 3), np.float32); y[::2, ::2] = x
+    """Transposed convolution of stride 2: zeros between the pixels, then the kernel. Shape (2H, 2W,
+    3)."""
+    y = np.zeros((2 * x.shape[0], 2 * x.shape[1], 3), np.float32)
+    y[::2, ::2] = x
     return cv2.filter2D(y, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 # %% ../nbs/lib/03_standin.ipynb #df6813ce
 STRENGTH = .08
-OVERLAP, COPY = np.zeros((2, 5, 5), np.float32); OVERLAP[1:4, 1:4] = 4 / 9; COPY[1:3, 1:3] = 1
+OVERLAP, COPY = np.zeros((2, 5, 5), np.float32)
+OVERLAP[1:4, 1:4] = 4 / 9
+COPY[1:3, 1:3] = 1
 
 def learned_kernel(
     rng,               # NumPy generator
     strength=STRENGTH  # 0: ideal
 ):
-    "A 5 x 5 up-sampling kernel that leans from the ideal one towards a 3 x 3 transposed convolution and nearest-neighbour copying, a little or more."
+    """A 5 x 5 up-sampling kernel that leans from the ideal one towards a 3 x 3 transposed
+    convolution and nearest-neighbour copying, a little or more."""
     a, b = strength * rng.uniform(0, 1, 2)
     return SMOOTH + a * (OVERLAP - SMOOTH) + b * (COPY - SMOOTH)
 
@@ -348,9 +429,12 @@ def generator(
     levels = [photo.astype(np.float32) / 255]
     for _ in range(rng.integers(1, 3)): levels.append(shrink(levels[-1]))
     y = levels[-1]
-    for x in levels[-2::-1]: y = enlarge(y, learned_kernel(rng, strength)) + x - enlarge(shrink(x), SMOOTH)
+    for x in levels[-2::-1]:
+        y = enlarge(y, learned_kernel(rng, strength)) + x - enlarge(shrink(x), SMOOTH)
     edges = lambda v: cv2.Laplacian(v.mean(-1), -1).std()
-    for _ in range(3): y += (edges(levels[0]) / edges(y) - 1) * (y - cv2.GaussianBlur(y, (0, 0), .7))  # as sharp as the photograph
+    for _ in range(3):
+        # as sharp as the photograph
+        y += (edges(levels[0]) / edges(y) - 1) * (y - cv2.GaussianBlur(y, (0, 0), .7))
     return np.round(y.clip(0, 1) * 255).astype(np.uint8)
 
 # %% ../nbs/lib/03_standin.ipynb #1c8cabcd
@@ -363,9 +447,13 @@ def make_pair(
     "One scene as two JPEG files of the same quality: `(real, fake)` in bytes."
     rng = np.random.default_rng(np.random.SeedSequence((seed, SPLITS.index(split), index)))
     photo, quality = camera(draw_face(rng, size), rng), int(rng.integers(90, 97))
-    def jpeg(im): Image.fromarray(im).save(b := io.BytesIO(), 'JPEG', quality=quality); return b.getvalue()
+    def jpeg(im):
+        Image.fromarray(im).save(b := io.BytesIO(), 'JPEG', quality=quality)
+        return b.getvalue()
     real = fake = jpeg(photo)
-    while fake == real: fake = jpeg(generator(photo, rng))  # now and then a trace is too faint to survive the compression
+    while fake == real:
+        # now and then a trace is too faint to survive the compression
+        fake = jpeg(generator(photo, rng))
     return real, fake
 
 # %% ../nbs/lib/03_standin.ipynb #0edefb98
@@ -375,14 +463,17 @@ def write_standin(
     folder,   # new folder
     settings  # as in its standin.json
 ):
-    "Draw every scene of the data set into `folder`, on all cores: drawing and encoding release Python's lock."
+    """Draw every scene of the data set into `folder`, on all cores: drawing and encoding release
+    Python's lock."""
     for s in SPLITS:
         for c in CLASSES: (folder/s/c).mkdir(parents=True)
     def draw(job):
         pair = make_pair(*job, settings['size'], settings['seed'])
-        for c, data in zip(('real', 'fake'), pair): (folder/job[0]/c/f'{job[1]:05}.jpg').write_bytes(data)
+        for c, data in zip(('real', 'fake'), pair):
+            (folder/job[0]/c/f'{job[1]:05}.jpg').write_bytes(data)
     jobs = [(s, i) for s in SPLITS for i in range(settings[s] // 2)]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: list(tqdm(pool.map(draw, jobs), 'drawing the stand-in', len(jobs), unit='scene'))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(tqdm(pool.map(draw, jobs), 'drawing the stand-in', len(jobs), unit='scene'))
     save_json(folder/'standin.json', settings)
 
 # %% ../nbs/lib/03_standin.ipynb #7c4f7ec8
@@ -394,11 +485,15 @@ def make_standin(
     size=128,  # side of the images in pixels, a multiple of 4
     seed=0     # another seed draws other scenes
 ):
-    "Draw the stand-in data set as `out/{train,valid,test}/{real,fake}/00000.jpg` and return the folder; at once if there. Raises `FaceError`."
-    out, settings = Path(out), dict(standin=STANDIN_VERSION, train=n_train, valid=n_valid, test=n_test, size=size, seed=seed)
+    """Draw the stand-in data set as `out/{train,valid,test}/{real,fake}/00000.jpg` and return the
+    folder; at once if there. Raises `FaceError`."""
+    out, settings = Path(out), dict(standin=STANDIN_VERSION, train=n_train, valid=n_valid,
+                                    test=n_test, size=size, seed=seed)
     mark, done = out/'standin.json', lambda: mark.exists() and load_json(mark) == settings
     if done(): return out
-    if size % 4 or size < 32: raise FaceError(f'size={size}: the side of a stand-in image must be a multiple of 4, at least 32')
+    if size % 4 or size < 32:
+        raise FaceError(f'size={size}: the side of a stand-in image must be a multiple of 4, at '
+                        'least 32')
     if out.exists() and not mark.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FaceError(f'{out}: not a stand-in; name a new folder for it')
     for old in out.parent.glob(f'.{out.name}.*.tmp'):  # of runs that were killed

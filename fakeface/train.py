@@ -87,7 +87,8 @@ def source_weights(
 
 # %% ../nbs/03_train.ipynb #2fe9cc98
 class BySource(Sampler):
-    "As many draws as there are images, see `source_weights`: `(i, k)` is the k-th of image i, from 0, so that it is augmented anew."
+    """As many draws as there are images, see `source_weights`: `(i, k)` is the k-th of image i,
+    from 0, so that it is augmented anew."""
     def __init__(self,
         faces, # `Faces`
         power  # see `source_weights`
@@ -101,9 +102,11 @@ class BySource(Sampler):
 
 # %% ../nbs/03_train.ipynb #4703806d
 class Shared(Sampler):
-    """Batches of indices, of which each of several processes takes every n-th item: none is lost or taken twice.
+    """Batches of indices, of which each of several processes takes every n-th item: none is lost or
+    taken twice.
 
-    A last batch with fewer items than there are processes is joined to the one before. `batches` are those of this pass, whole."""
+    A last batch with fewer items than there are processes is joined to the one before. `batches`
+    are those of this pass, whole."""
     def __init__(self,
         order,     # sampler of items, drawn alike in all processes
         batch_size # items of a batch, of all processes together
@@ -113,7 +116,8 @@ class Shared(Sampler):
         items, (rank, n) = list(self.order), world()
         cuts = [*range(0, len(self) * self.batch_size, self.batch_size), len(items)]
         self.batches = [items[i:j] for i, j in zip(cuts, cuts[1:])]
-        for b in self.batches:  # a generator: the order is drawn with the first batch, however many workers load
+        # a generator: the order is drawn with the first batch, however many workers load
+        for b in self.batches:
             yield b[rank::n or 1]
 
 def training_loader(
@@ -122,9 +126,11 @@ def training_loader(
     workers=0,  # processes that decode and augment
     power=1.    # see `BySource`; 1 takes each image once
 ):
-    "A DataLoader of `(uint8 (N, 3, H, W), int64 (N,))` in an order drawn from torch's random state, shared by processes."
+    """A DataLoader of `(uint8 (N, 3, H, W), int64 (N,))` in an order drawn from torch's random
+    state, shared by processes."""
     order = RandomSampler(faces) if power == 1 else BySource(faces, power)
-    return Batches(faces, batch_sampler=Shared(order, batch_size), num_workers=workers, pin_memory=torch.cuda.is_available())
+    return Batches(faces, batch_sampler=Shared(order, batch_size), num_workers=workers,
+                   pin_memory=torch.cuda.is_available())
 
 # %% ../nbs/03_train.ipynb #bc98f039
 def make_optimizer(
@@ -146,7 +152,8 @@ def make_schedule(
     lr=1e-3,          # the highest rate
     steps=100         # of the whole training
 ):
-    "The learning-rate schedule of a recipe, stepped once a batch. Raises `FaceError` for an unknown name."
+    """The learning-rate schedule of a recipe, stepped once a batch. Raises `FaceError` for an
+    unknown name."""
     if name == 'onecycle': return OneCycleLR(optimizer, lr, total_steps=steps)
     if name == 'cosine': return CosineAnnealingLR(optimizer, steps)
     if name == 'constant': return ConstantLR(optimizer, factor=1)
@@ -163,7 +170,8 @@ def check_losses(
     values = torch.stack(losses[since:]).tolist()
     for i, v in enumerate(values, since):
         if not np.isfinite(v):
-            raise FaceError(f'loss is {v} in batch {i + 1} of {desc}, whose first image is {first(i)}; '
+            raise FaceError(f'loss is {v} in batch {i + 1} of {desc}, whose first image is '
+                            f'{first(i)}; '
                             'lower train.lr, or set train.precision=fp32')
     return values
 
@@ -177,13 +185,15 @@ def train_epoch(
     desc='',    # of the progress bar
     average=None # AveragedModel, updated after every step
 ):
-    "One pass over the training images: `{train_loss, train_accuracy}`. Raises `FaceError` when the loss is not finite."
+    """One pass over the training images: `{train_loss, train_accuracy}`. Raises `FaceError` when
+    the loss is not finite."""
     model.train()
     n, losses, hits, sizes = world()[1], [], [], []
     every, drawn = 1 if device.type == 'cpu' else 50, batches.batch_sampler
     first = lambda i: batches.dataset.path_of(drawn.batches[i][0])
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        images, targets = images.to(device,
+                                    non_blocking=True), targets.to(device, non_blocking=True)
         with autocast(device, dtype):
             logits = model(to_input(images, normalize)).float()
         loss = cross_entropy(logits, targets)
@@ -202,7 +212,8 @@ def train_epoch(
         if average:
             average.update_parameters(model)
     total = np.dot(check_losses(losses, desc, first), sizes)
-    sums = torch.tensor([total, torch.stack(hits).sum().item(), sum(sizes)], dtype=torch.float64, device=device)
+    sums = torch.tensor(
+        [total, torch.stack(hits).sum().item(), sum(sizes)], dtype=torch.float64, device=device)
     if n > 1:
         dist.all_reduce(sums)
     loss, right, seen = sums.tolist()
@@ -217,7 +228,8 @@ def load_last(
     if not Path(path).is_file(): return None
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception: state = None
-    if not isinstance(state, dict) or 'key' not in state: raise FaceError(f'{path}: damaged; delete it to train from the start')
+    if not isinstance(state, dict) or 'key' not in state:
+        raise FaceError(f'{path}: damaged; delete it to train from the start')
     return state if state['key'] == key else None
 
 # %% ../nbs/03_train.ipynb #9284d3b6
@@ -226,7 +238,8 @@ def save_last(
     state   # dict of state dicts and numbers
 ):
     "Write the state after an epoch, atomically."
-    torch.save(state, whole := io.BytesIO())  # not to the file: of a full disk it says only that a position is unexpected
+    # not to the file: of a full disk it says only that a position is unexpected
+    torch.save(state, whole := io.BytesIO())
     with atomic_write(path, 'wb') as f: f.write(whole.getbuffer())
 
 # %% ../nbs/03_train.ipynb #15c60a93
@@ -236,7 +249,8 @@ def scores(
 ):
     "`valid_loss` (cross entropy), `valid_accuracy` and `valid_auc` of validation images."
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
-    return dict(valid_loss=cross_entropy(logits, targets).item(), valid_accuracy=(logits.argmax(1) == targets).double().mean().item(),
+    return dict(valid_loss=cross_entropy(logits, targets).item(),
+                valid_accuracy=(logits.argmax(1) == targets).double().mean().item(),
                 valid_auc=float(roc_auc_score(targets == FAKE, p_fake(logits))))
 
 # %% ../nbs/03_train.ipynb #2dba0579
@@ -252,7 +266,8 @@ def restore(
     key,   # what it must match
     parts  # {name: object with `load_state_dict`}
 ):
-    "Put every part where `last` left it; returns its `(history, best)`, or `([], None)` for a fresh start."
+    """Put every part where `last` left it; returns its `(history, best)`, or `([], None)` for a
+    fresh start."""
     state = load_last(last, key) if last else None
     if not state: return [], None
     for name, part in parts.items(): part.load_state_dict(state[name])
@@ -264,8 +279,10 @@ def averaged(
     model,  # on its device
     decay   # a step; 0: none
 ):
-    "A copy of the model whose weights and buffers follow it as a moving average, or None; averages of late steps generalise better (Izmailov et al. 2018, arXiv 1803.05407)."
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    """A copy of the model whose weights and buffers follow it as a moving average, or None;
+    averages of late steps generalise better (Izmailov et al. 2018, arXiv 1803.05407)."""
+    return (AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            if decay else None)
 
 # %% ../nbs/03_train.ipynb #8ffeab95
 def begin_epoch(faces, seed, epoch, ramp):
@@ -276,7 +293,8 @@ def begin_epoch(faces, seed, epoch, ramp):
         degrade_share(faces.augment, min(1, epoch / ramp))
 
 def validate(model, valid, normalize, device, dtype):
-    "`scores` of the validation images, which the first process judges. Raises `FaceError` when the weights are no numbers."
+    """`scores` of the validation images, which the first process judges. Raises `FaceError` when
+    the weights are no numbers."""
     row = None
     if not world()[0]:
         logits = predict_logits(model, valid, normalize, device, dtype, 'validation')
@@ -289,7 +307,8 @@ def validate(model, valid, normalize, device, dtype):
 def end_epoch(history, epochs, last, parts, more):
     "Keep what the next epoch needs, and tell of this one."
     if last:
-        save_last(last, {n: p.state_dict() for n, p in parts.items()} | dict(history=history, **more))
+        save_last(last, {n: p.state_dict()
+                         for n, p in parts.items()} | dict(history=history, **more))
     row = history[-1]
     told = ' | '.join(f'{k} {v:.4g}' for k, v in row.items() if k != 'epoch')
     print(f'epoch {row["epoch"]}/{epochs} | {told}', flush=True)
@@ -317,14 +336,16 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = averaged(model, ema)
     judged = average.module if ema else model
-    parts = dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler) | (dict(average=average) if ema else {})
+    parts = (dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler) |
+             (dict(average=average) if ema else {}))
     history, best = restore(last, key, parts)
     for epoch in range(len(history), epochs):
         if patience and no_better(history) >= patience:
             break
         begin_epoch(train.dataset, seed, epoch, ramp)
         row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
-        row |= train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype, f'epoch {epoch + 1}/{epochs}', average)
+        row |= train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype,
+                           f'epoch {epoch + 1}/{epochs}', average)
         row |= validate(judged, valid, normalize, device, dtype)
         history.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
         if keep == 'last' or no_better(history) == 0:
@@ -339,11 +360,13 @@ def calibrate(
     logits,   # (N, 2), of validation images
     targets   # (N,), 0 fake and 1 real
 ):
-    "`(temperature, shift)` with the lowest log loss; the temperature between 0.25 and 16, the shift of the fake logit between -8 and 8."
+    """`(temperature, shift)` with the lowest log loss; the temperature between 0.25 and 16, the
+    shift of the fake logit between -8 and 8."""
     logits, targets = np.asarray(logits, float), np.asarray(targets)
     margin, sign = logits[:, FAKE] - logits[:, REAL], np.where(targets == FAKE, 1, -1)
     loss = lambda v: np.logaddexp(0, -sign * (margin + v[1]) * np.exp(-v[0])).mean()
-    log_t, shift = minimize(loss, [0., 0.], bounds=[np.log([0.25, 16]), (-8, 8)], method='L-BFGS-B').x
+    log_t, shift = minimize(loss, [0., 0.], bounds=[np.log([0.25, 16]), (-8, 8)],
+                            method='L-BFGS-B').x
     return float(np.exp(log_t)), float(shift)
 
 # %% ../nbs/03_train.ipynb #5dc2da5e
@@ -351,13 +374,15 @@ def cut(
     scores, # float (N,)
     share   # of them that may lie at or above the cut, 0 to below 1
 ):
-    "The lowest cut that at most this share of the scores reaches, half way to the next higher score (or half way to 1)."
+    """The lowest cut that at most this share of the scores reaches, half way to the next higher
+    score (or half way to 1)."""
     s = np.sort(scores)
     last = s[len(s) - 1 - int(share * len(s))]  # the highest that must stay below
     return float((last + np.append(s, 1.)[np.searchsorted(s, last, 'right')]) / 2)
 
 # %% ../nbs/03_train.ipynb #814a1d85
-LEAST_OF_KIND = 40  # images of a kind of photograph from which on its own share of accusations is looked at
+# images of a kind of photograph from which on its own share of accusations is looked at
+LEAST_OF_KIND = 40
 
 def operating_point(
     p, is_fake,          # p_fake and truth of the unaltered validation images, (N,) each
@@ -383,7 +408,10 @@ def mix(
     share           # of `start`, 0 to 1
 ):
     "The weighted mean of two state dicts; what is no decimal number comes from `trained`."
-    return {k: torch.lerp(v, start[k].to(v), share) if v.is_floating_point() else v.clone() for k, v in trained.items()}
+    return {
+        k: torch.lerp(v, start[k].to(v), share) if v.is_floating_point() else v.clone()
+        for k, v in trained.items()
+    }
 
 # %% ../nbs/03_train.ipynb #c90fe7ea
 def keep_mix(
@@ -393,20 +421,24 @@ def keep_mix(
     is_fake, kinds,      # truth and source of these, (N,) each
     fpr=.01, fpr_kind=0. # see the settings
 ):
-    "Keep the mean that catches most fakes at its threshold, of equals the first: DataFrame of all, a row a share."
+    """Keep the mean that catches most fakes at its threshold, of equals the first: DataFrame of
+    all, a row a share."""
     trained, rows = {k: v.clone() for k, v in model.state_dict().items()}, []
     for share in shares:
         model.load_state_dict(mix(trained, start.state_dict(), share))
         p = judge(model)
         threshold, _ = operating_point(p, is_fake, p, is_fake, fpr, 0, kinds, fpr_kind)
-        rows.append(dict(share=share, auc=roc_auc_score(is_fake, p), caught=(p[is_fake] >= threshold).mean()))
+        rows.append(
+            dict(share=share, auc=roc_auc_score(is_fake, p), caught=(p[is_fake]
+                                                                     >= threshold).mean()))
     table = pd.DataFrame(rows)
     model.load_state_dict(mix(trained, start.state_dict(), table.share[table.caught.argmax()]))
     return table
 
 # %% ../nbs/03_train.ipynb #408dcaa0
 MACHINE = ('precision', 'device', 'workers', 'processes')  # settings that say how, not what
-AFTER = ('copies', 'fpr', 'fpr_kind', 'band', 'start_shares')  # settings of the calibration: whoever changes them need not train again
+# settings of the calibration: whoever changes them need not train again
+AFTER = ('copies', 'fpr', 'fpr_kind', 'band', 'start_shares')
 
 # %% ../nbs/03_train.ipynb #a5da9b4c
 def train_run(
@@ -418,16 +450,26 @@ def train_run(
     run_dir, dtype = Path(run_dir), pick_dtype(device, s['precision'])
     root, manifest = load_json(run_dir/'data.json')['root'], load_manifest(run_dir/'manifest.csv')
     model, meta = load_checkpoint(run_dir/'init.safetensors')
-    pre, parts = meta['preprocessing'], {k: manifest[manifest.split == k] for k in ('train', 'valid')}
+    pre, parts = meta['preprocessing'], {
+        k: manifest[manifest.split == k]
+        for k in ('train', 'valid')
+    }
     rank, n = world()
     if not rank:
         several = f', {n} processes' if n else ''
-        print(f'{len(parts["train"])} training images, {device}, {str(dtype).split(".")[1]}{several}', flush=True)
+        print(f'{len(parts["train"])} training images, {device}, '
+              f'{str(dtype).split(".")[1]}{several}', flush=True)
     what = {k: v for k, v in s.items() if k not in MACHINE + AFTER}
-    key = digest([what, str(dtype), *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv'))])
-    shares = ('crop', 'flip', 'rotate', 'jitter', 'rescale_p', 'blur_p', 'noise_p', 'jpeg_p', 'forward_p')
+    key = digest([
+        what,
+        str(dtype),
+        *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv'))
+    ])
+    shares = ('crop', 'flip', 'rotate', 'jitter', 'rescale_p', 'blur_p', 'noise_p', 'jpeg_p',
+              'forward_p')
     augment = augmentation(**{k: s[k] for k in shares})
-    train = training_loader(Faces(root, parts['train'], pre['size'], augment), s['batch_size'], s['workers'], s['source_power'])
+    train = training_loader(Faces(root, parts['train'], pre['size'], augment), s['batch_size'],
+                            s['workers'], s['source_power'])
     valid = loader(Faces(root, parts['valid'], pre['size']), s['batch_size'], s['workers'])
     opt = make_optimizer(model, s['optimizer'], s['lr'], s['weight_decay'], device.type == 'cuda')
     sched = make_schedule(opt, s['schedule'], s['lr'], s['epochs'] * len(train))
@@ -439,11 +481,13 @@ def train_run(
 def join(
     device  # from `pick_device`
 ):
-    "Join the processes that torchrun started; returns this one's device. Raises `FaceError` outside torchrun."
+    """Join the processes that torchrun started; returns this one's device. Raises `FaceError`
+    outside torchrun."""
     if 'RANK' not in os.environ:
         raise FaceError('this is a part of a training: start it with torchrun, '
                         'such as torchrun --nproc-per-node 2 -m fakeface.train RUN')
-    local, here, parent = int(os.environ['LOCAL_RANK']), int(os.environ['LOCAL_WORLD_SIZE']), os.getppid()
+    local, here, parent = int(os.environ['LOCAL_RANK']), int(
+        os.environ['LOCAL_WORLD_SIZE']), os.getppid()
     def watch():  # torchrun that was killed cannot end us, and two trainings would write one file
         while os.getppid() == parent:
             time.sleep(.5)
@@ -451,7 +495,8 @@ def join(
     threading.Thread(target=watch, daemon=True).start()
     if device.type == 'cuda':
         if here > torch.cuda.device_count():
-            raise FaceError(f'{here} processes for {torch.cuda.device_count()} GPUs; one a GPU is the most')
+            raise FaceError(f'{here} processes for {torch.cuda.device_count()} GPUs; one a GPU is '
+                            'the most')
         torch.cuda.set_device(device := torch.device('cuda', local))
     elif 'OMP_NUM_THREADS' not in os.environ:
         torch.set_num_threads(max(1, os.cpu_count() // here))
@@ -463,23 +508,28 @@ def run_by_torchrun(
     run_dir,   # a run
     text=None  # settings as JSON; None: those of the run
 ):
-    "One process of a training: what `torchrun ... -m fakeface.train RUN` executes. Raises `FaceError`."
+    """One process of a training: what `torchrun ... -m fakeface.train RUN` executes. Raises
+    `FaceError`."""
     if text:
         s = json.loads(text)
     else:
         try:
-            s = yaml.safe_load((Path(run_dir)/'config.yaml').read_text(encoding='utf-8'))['settings']['03_train']
+            s = yaml.safe_load(
+                (Path(run_dir)/'config.yaml').read_text(encoding='utf-8'))['settings']['03_train']
         except (OSError, yaml.YAMLError, TypeError, KeyError):
-            raise FaceError(f'{run_dir}: not a run (no config.yaml in it, or a damaged one)') from None
+            raise FaceError(
+                f'{run_dir}: not a run (no config.yaml in it, or a damaged one)') from None
     if not s.get('processes'):
-        raise FaceError(f'{run_dir}: its setting train.processes is 0; start a run with --set train.processes=N, '
+        raise FaceError(f'{run_dir}: its setting train.processes is 0; start a run with --set '
+                        'train.processes=N, '
                         'N being the processes of one machine')
     train_run(run_dir, s, join(pick_device(s['device'])))
     dist.destroy_process_group()
 
 # %% ../nbs/03_train.ipynb #2cb46804
 def main():
-    "For `python -m`: code 2 and one line for a `FaceError`. An exception is recorded for the launcher."
+    """For `python -m`: code 2 and one line for a `FaceError`. An exception is recorded for the
+    launcher."""
     if len(sys.argv) < 2:
         sys.exit('usage: torchrun --nproc-per-node N -m fakeface.train RUN')
     try:
@@ -497,12 +547,14 @@ def launch(
     run_dir, settings, # JSON-ready
     processes          # on this machine
 ):
-    "Train in several processes and wait. Raises `FaceError` with one line when one of them is killed, or says what the user can mend."
-    config = LaunchConfig(1, 1, processes, run_id=uuid.uuid4().hex, rdzv_backend='c10d', rdzv_endpoint='localhost:0',
-                          local_addr='localhost', max_restarts=0)
+    """Train in several processes and wait. Raises `FaceError` with one line when one of them is
+    killed, or says what the user can mend."""
+    config = LaunchConfig(1, 1, processes, run_id=uuid.uuid4().hex, rdzv_backend='c10d',
+                          rdzv_endpoint='localhost:0', local_addr='localhost', max_restarts=0)
     logging.disable(logging.CRITICAL)  # the launcher's own account runs over many lines
     try:
-        elastic_launch(config, sys.executable)('-m', 'fakeface.train', str(run_dir), json.dumps(settings))
+        elastic_launch(config, sys.executable)(
+            '-m', 'fakeface.train', str(run_dir), json.dumps(settings))
     except ChildFailedError as e:
         for f in e.failures.values():
             text = f.message.get('message', '') if isinstance(f.message, dict) else f.message
