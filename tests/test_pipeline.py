@@ -123,7 +123,7 @@ def test_config_and_environment(runs):
     config, env = yaml.safe_load((runs.whole.dir/'config.yaml').read_text()), json.loads((runs.whole.dir/'environment.json').read_text())
     assert config['profile'] == 'demo' and set(config['settings']) == set(STEPS)
     train = config['settings']['03_train']
-    assert all(v['quick'] for v in config['settings'].values()) and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train and train['copies'] == 'jpeg:50'
+    assert all(v['quick'] for v in config['settings'].values()) and train['crop'] == 48 and train['precision'] == 'fp32' and train['seed'] == env['seed'] and 'lr' in train and train['copies'] == ['jpeg:50']
     assert env['versions']['torch'] and env['python'] and 'commit' in env
 
 def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
@@ -166,7 +166,7 @@ def test_the_weights_are_the_mean_that_catches_most_fakes_of_valid(runs):
     means, trained = meta['metrics']['means'], torch.load(d/'last.ckpt', weights_only=True)['best']
     share = max(means, key=lambda r: r['caught'])['share']  # of equals the first
     assert [r['share'] for r in means] == [0, .5]
-    assert torch.allclose(model.conv1.weight, torch.lerp(trained['conv1.weight'], start.conv1.weight, share))
+    assert torch.allclose(model.conv1.weight, torch.lerp(trained['conv1.weight'], start.conv1.weight, share), rtol=1e-3, atol=1e-5)  # kept in 16 bits
 
 def test_heatmaps_are_exact_and_clusters_hold_every_image(runs):
     exact, clusters = (json.loads((runs.whole.dir/f'{n}.json').read_text()) for n in ('gradcam', 'clusters'))
