@@ -28,6 +28,7 @@ def cmd_run(a):
         Path(a.resume) if a.resume else prepare(
             a.profile or 'demo', a.data, a.out, [*(QUICK_SETS if a.quick else ()), *a.set]))
 
+# %% ../nbs/lib/09_cli.ipynb #b45c5d6c
 def finish(run_dir):  # execute what is not complete yet, and say what came of it
     from fakeface.pipeline import run
     os.environ.setdefault('TQDM_MININTERVAL', '0.5' if sys.stderr.isatty() else '20')
@@ -42,6 +43,7 @@ def finish(run_dir):  # execute what is not complete yet, and say what came of i
     if result['source'] == 'standin': print(STANDIN)
     print(f'report: {show(report)}')
 
+# %% ../nbs/lib/09_cli.ipynb #d890c9fa
 def show(path):  # relative where that is shorter to read
     return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
 
@@ -122,6 +124,7 @@ def table_path(
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
+# %% ../nbs/lib/09_cli.ipynb #dfb5c443
 def told(
     detector, images,
     table,   # from `table_path`
@@ -222,6 +225,7 @@ def cmd_audit(a):
         print(printable(f'passed over: {p.path}: {p.reason}'))
     print(f'{table.images.sum()} images usable in balance, {len(passed)} passed over')
 
+# %% ../nbs/lib/09_cli.ipynb #3357f76b
 def print_sources(root, manifest):  # a row each, then the warnings
     from fakeface.generators import audit_sources
     sources = audit_sources(root, manifest)

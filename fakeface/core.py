@@ -283,6 +283,7 @@ class Images:
     def __iter__(self): return islice(self.walk(), self.start, None, self.step)
     def __len__(self): return sum(1 for _ in self)
 
+# %% ../nbs/lib/01_core.ipynb #1bbb45d6
 def find_images(
     paths  # one path or several: files are taken as they are, folders searched for image suffixes
 ):
@@ -315,6 +316,7 @@ def zip_images(
     return [(f'{name}/{e.filename}', partial(zip_entry, archive, e, f'{name}/{e.filename}'))
             for e in entries]
 
+# %% ../nbs/lib/01_core.ipynb #f5e32e6f
 def zip_entry(
     archive,  # open ZipFile
     entry,    # ZipInfo

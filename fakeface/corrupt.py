@@ -31,6 +31,7 @@ def fits(
         raise FaceError(f'{w} x {h} pixels: {kind} holds at most {LONGEST[kind]:,} a side')
     return image
 
+# %% ../nbs/lib/02_corrupt.ipynb #5a8887f5
 def jpeg(
     image,   # uint8 tensor (3, H, W)
     quality  # 1 to 100
@@ -39,6 +40,7 @@ def jpeg(
     `FaceError` for one that JPEG cannot hold."""
     return TF.jpeg(fits(image, 'JPEG'), int(quality))
 
+# %% ../nbs/lib/02_corrupt.ipynb #503ed0da
 def webp(
     image,   # uint8 tensor (3, H, W)
     quality  # 1 to 100
@@ -57,6 +59,7 @@ def crop(
     return TF.center_crop(image,
                           [s - 2 * min(round(share * s), (s - 1) // 2) for s in image.shape[-2:]])
 
+# %% ../nbs/lib/02_corrupt.ipynb #21100d20
 def resize(
     image,  # uint8 tensor (3, H, W)
     factor, # of both sides, above 0
@@ -71,6 +74,7 @@ def resize(
             f'{w} x {h} pixels after resizing, more than {MAX_PIXELS / 1e6:.0f} million')
     return TF.resize(image, [h, w], mode, antialias=True)
 
+# %% ../nbs/lib/02_corrupt.ipynb #fb74112c
 def scale(
     image,  # uint8 tensor (3, H, W)
     factor  # of both sides, above 0
@@ -78,6 +82,7 @@ def scale(
     "`image` resized by a factor (bilinear): see `resize`."
     return resize(image, factor)
 
+# %% ../nbs/lib/02_corrupt.ipynb #d0a2eae1
 def screenshot(
     image,  # uint8 tensor (3, H, W)
     zoom    # of the display, such as 1.25
@@ -96,6 +101,7 @@ def blur(
     return TF.gaussian_blur(
         image, 2 * min(int(np.ceil(3 * sigma)), *(s - 1 for s in image.shape[-2:])) + 1, sigma)
 
+# %% ../nbs/lib/02_corrupt.ipynb #e4ad8dde
 def noise(
     image,       # uint8 tensor (3, H, W)
     sigma,       # standard deviation, as a share of the full range
@@ -106,7 +112,7 @@ def noise(
     return (image + 255 * sigma * torch.randn(image.shape, generator=generator)).round().clamp(
         0, 255).to(torch.uint8)
 
-
+# %% ../nbs/lib/02_corrupt.ipynb #4d7ee0e3
 def gamma(
     image,  # uint8 tensor (3, H, W)
     power   # above 1 darkens, below 1 brightens
@@ -161,6 +167,7 @@ def draw_hop():
     factor = .4 + .6 * u[1] if u[0] < .5 else 1.
     return factor, webp if u[2] < .2 else jpeg, round(40 + 55 * u[3])
 
+# %% ../nbs/lib/02_corrupt.ipynb #0ecd1d26
 def forward(
     image,  # uint8 tensor (3, H, W)
     hops    # of `draw_hop`

@@ -90,6 +90,7 @@ def files_of(
             made_by = below[0] if below and label == 'fake' else ''
             yield p.relative_to(root).as_posix(), label, split, name, source, made_by
 
+# %% ../nbs/01_data.ipynb #1763f72b
 def list_images(
     root,      # data set in any of the layouts, or a folder with some in it
     both=True  # insist on images of both classes

@@ -70,6 +70,7 @@ def safe_cell(
     shown = text.encode('utf-8', 'backslashreplace').decode()
     return f"'{shown}" if shown[:1] in ('=', '+', '-', '@', '\t', '\r') else shown
 
+# %% ../nbs/lib/07_detector.ipynb #9e2261c0
 def row(
     verdict  # Verdict
 ):
@@ -173,6 +174,7 @@ def faces_of(
     return [(Verdict(name, face=i if box else 0, box=box, thumbnail=small(crop)), crop)
             for i, (box, crop) in enumerate(faces, 1)]
 
+# %% ../nbs/lib/07_detector.ipynb #9fa56010
 def candidates(
     images,      # see `named`
     size,        # side that the model wants
@@ -182,6 +184,7 @@ def candidates(
     the images; None when there is an error."""
     for found in ahead(partial(faces_of, size, whole), named(images), READERS, 16): yield from found
 
+# %% ../nbs/lib/07_detector.ipynb #5b9e4621
 def small(
     crop  # uint8 tensor (3, H, W)
 ):
@@ -230,6 +233,7 @@ def stream(self:Detector,
     while batch := list(islice(source, batch_size)):
         yield from judge_batch(self, batch, explain)
 
+# %% ../nbs/lib/07_detector.ipynb #8b36f8c6
 def predict(self:Detector,
     images,        # see `named`
     batch_size=16, # faces held at once
@@ -239,6 +243,7 @@ def predict(self:Detector,
     "Verdicts of all faces as `Verdicts`."
     return Verdicts(self.stream(images, '', batch_size, progress, whole))
 
+# %% ../nbs/lib/07_detector.ipynb #22503cbc
 def explain(self:Detector,
     images,        # see `named`
     method='gradcam', # one of `METHODS`
@@ -258,6 +263,7 @@ def data_url(
     "The address of an image that a page carries within itself."
     return f'data:image/jpeg;base64,{b64encode(data).decode()}'
 
+# %% ../nbs/lib/07_detector.ipynb #83a37682
 def html_image(
     data,  # JPEG bytes
     alt    # for those who do not see it
@@ -265,6 +271,7 @@ def html_image(
     "The image as HTML."
     return f'<img alt="{escape(alt)}" src="{data_url(data)}" height="64">'
 
+# %% ../nbs/lib/07_detector.ipynb #f9a82a50
 def html_row(
     v  # Verdict
 ):
@@ -311,6 +318,7 @@ def band_from(
     "The band of doubt with its upper end moved to the threshold."
     return min(band[0], threshold), threshold
 
+# %% ../nbs/lib/07_detector.ipynb #bf0ffd5a
 def decided(
     verdicts,  # list of Verdict
     band       # (low, high)
@@ -319,6 +327,7 @@ def decided(
     return Verdicts(v if v.p_fake is None else replace(v, verdict=decide(v.p_fake, *band))
                     for v in verdicts)
 
+# %% ../nbs/lib/07_detector.ipynb #043aefc6
 def tally(
     n,     # images
     counts,# how often each verdict was given, '' for an image that was not judged
@@ -330,6 +339,7 @@ def tally(
             (f' with {faces} face{"s" * (faces != 1)}' if faces + counts[''] != n else '') + ': ' +
             ', '.join(f'{counts[k]} {name}' for k, name in names.items() if counts[k]))
 
+# %% ../nbs/lib/07_detector.ipynb #e2a5eba5
 def false_positives(
     meta,      # of a checkpoint
     threshold  # p_fake from which a face is called fake
@@ -360,6 +370,7 @@ def whole_lines(
     while (line := f.readline()).endswith('\n'):
         yield line
 
+# %% ../nbs/lib/07_detector.ipynb #a6d97c93
 def judged_before(
     f  # table of verdicts, open for reading and writing
 ):

@@ -303,6 +303,7 @@ def grouped(
                 others=k_rest / n_rest if n_rest else np.nan, p=float(
                     fisher_exact([[k, n - k], [k_rest, n_rest - k_rest]]).pvalue))
 
+# %% ../nbs/04_evaluate.ipynb #c0f14123
 def holm(
     p  # (M,)
 ):
@@ -313,6 +314,7 @@ def holm(
         np.asarray(p, float)[order] * np.arange(m, 0, -1)).clip(max=1)
     return out
 
+# %% ../nbs/04_evaluate.ipynb #0ac0a145
 def claims(
     groups  # DataFrame of rows from `grouped`: all that were looked at together
 ):
@@ -365,6 +367,7 @@ def clusters(
         float(v) for v in pca.explained_variance_ratio_[:2]
     ]
 
+# %% ../nbs/04_evaluate.ipynb #2a8586b3
 def cluster_rows(
     judged  # predictions with `wrong` and `cluster`
 ):
@@ -406,6 +409,7 @@ def plot_map(
     ax.set(xlabel=f'first principal component ({100 * shares[0]:.1f} % of the variance)',
            ylabel=f'second ({100 * shares[1]:.1f} %)')
 
+# %% ../nbs/04_evaluate.ipynb #25e8853c
 def plot_clusters(
     root,           # data set
     judged, shares, # see `plot_map`

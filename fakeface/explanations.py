@@ -70,6 +70,7 @@ def ranks(
         np.argsort(np.argsort(-maps.reshape(len(maps), -1), axis=1), axis=1).reshape(maps.shape) /
         maps[0].size)
 
+# %% ../nbs/09_explanations.ipynb #76e6b5c8
 @torch.inference_mode()
 def erasing(
     model,      # ResNet18
@@ -94,6 +95,7 @@ def erasing(
         out.append(np.where(target == FAKE, p, 1 - p))
     return np.stack(out, 1)
 
+# %% ../nbs/09_explanations.ipynb #ccd60e25
 def area(curves): return np.trapezoid(curves, SHARES, axis=1)  # under each curve, 0 to 1
 
 # %% ../nbs/09_explanations.ipynb #f19a16ef
@@ -165,6 +167,7 @@ def forgetful(
     out.fc.load_state_dict(fresh.fc.state_dict())
     return out.eval()
 
+# %% ../nbs/09_explanations.ipynb #302ced66
 def correlations(
     a, b  # maps, (N, H, W) each
 ):

@@ -33,6 +33,7 @@ class Face:
     points: np.ndarray
     score: float        # 0 to 1
 
+# %% ../nbs/lib/04_faces.ipynb #0d12b647
 # OpenCV's detector remembers the last image's size: one caller at a time
 yunet, turn = YuNetDetector(score_threshold=SCORE), Lock()
 
@@ -45,6 +46,7 @@ def resized(
         image, [max(1, round(n * shrink)) for n in image.shape[1::-1]],
         interpolation=cv2.INTER_AREA))
 
+# %% ../nbs/lib/04_faces.ipynb #43b054f2
 def find_faces(
     image  # uint8 (3, H, W)
 ):
@@ -75,6 +77,7 @@ def square(
     y, centre = np.array([-x[1], x[0]]), eyes + .1 * down
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
+# %% ../nbs/lib/04_faces.ipynb #1c5ac64a
 def side(
     corners  # from `square`
 ):

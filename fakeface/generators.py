@@ -131,6 +131,7 @@ def framing(
     found = find_faces(image)
     return side(square(found[0])) / min(image.shape[1:]) if found else np.nan
 
+# %% ../nbs/08_generators.ipynb #8e47dccc
 def original_sides(
     root  # data set, or a folder with some in it
 ):
@@ -165,6 +166,7 @@ def told_apart(
     return (f'{STATISTICS[best]} (AUC {found[best]:.2f})' if abs(found[best] - .5) >= CLOSE -
             .5 else '')
 
+# %% ../nbs/08_generators.ipynb #1babcfe5
 def audit_sources(
     root,      # data set, or a folder with some in it
     manifest,  # from `sample`
@@ -235,6 +237,7 @@ def judged_test(
     d.loc[d.error != '', 'p_fake'] = np.nan
     return root, named_sources(d.assign(left_out=False))
 
+# %% ../nbs/08_generators.ipynb #20c8caff
 def named_sources(
     d  # with `label`, `generator` and `source`
 ):
@@ -243,6 +246,7 @@ def named_sources(
     kind = d.source.str.rsplit('/', n=1).str[-1]
     return d.assign(name=np.where((d.label == 'fake') & (d.generator != ''), d.generator, kind))
 
+# %% ../nbs/08_generators.ipynb #b48f5e90
 def by_generator(
     d  # judged images of both classes, with `name`
 ):
@@ -286,6 +290,7 @@ def shortcut(
     }
     return max(far, key=far.get) if far and max(far.values()) >= .1 else None
 
+# %% ../nbs/08_generators.ipynb #cb49f7e0
 def beaten(row, name):
     # the model by a statistic
     return abs(row['shortcuts'][name]['value'] - .5) >= abs(row['auc']['value'] - .5)
@@ -322,6 +327,7 @@ def generators_table(
         for r in by_caught(rows)
     ])
 
+# %% ../nbs/08_generators.ipynb #7617f3a8
 def by_caught(rows):
     # sets without fakes last
     return sorted(rows, key=lambda r: (not r['caught']['n'], -r['caught']['value'], r['name']))
@@ -368,6 +374,7 @@ def plot_shares(
             ax.plot(row[what]['value'], y + dy, mark, color=INK[c], ms=6,
                     mfc=INK[c] if c == 'fake' else 'white')
 
+# %% ../nbs/08_generators.ipynb #0355b647
 def plot_strips(
     ax,      # where to draw
     y,       # height of the line
@@ -476,6 +483,7 @@ def plot_bars(
     ax.grid(axis='x', alpha=.3)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
+# %% ../nbs/08_generators.ipynb #71b7a078
 def plot_sources(
     rows  # from `source_rows`
 ):
@@ -520,6 +528,7 @@ def hashes_of(
     found = ahead(lambda p: inspect_image(root, p)['hash'], paths, os.cpu_count(), 32)
     return np.stack(list(tqdm(found, 'hashing images', len(paths), leave=False)))
 
+# %% ../nbs/08_generators.ipynb #451f0cdb
 def largest_face(
     path,     # of a photograph
     size,     # that the model wants
@@ -600,6 +609,8 @@ def people_text(
     return (f'Of {pooled["n"]} photographs {percent(pooled)} are accused. ' +
             (f'More than twice that share: {told}.' if high else 'No group is accused more than '
                                                                  'twice as often.'))
+
+# %% ../nbs/08_generators.ipynb #30d9aa6f
 def people_table(
     rows  # from `people_rows`
 ):

@@ -75,6 +75,7 @@ def ece_if_perfect(
         for q in np.quantile([ece(rng.uniform(size=len(score)) < score, score)
                               for _ in range(n)], [.025, .975]))
 
+# %% ../nbs/lib/06_metrics.ipynb #22b567e0
 def percent(
     metric  # {value, low, high}
 ):
@@ -82,12 +83,14 @@ def percent(
     value, low, high = (100 * metric[k] for k in ('value', 'low', 'high'))
     return f'{value:.1f} % ({low:.1f} to {high:.1f})'
 
+# %% ../nbs/lib/06_metrics.ipynb #34069a12
 def number(
     metric  # {value, low, high}
 ):
     "`0.9963 (0.9925 to 0.9989)`, the 95 % interval in brackets."
     return f'{metric["value"]:.4f} ({metric["low"]:.4f} to {metric["high"]:.4f})'
 
+# %% ../nbs/lib/06_metrics.ipynb #55dcf498
 def calibration_text(
     result  # of `evaluate`
 ):

@@ -99,6 +99,7 @@ def read_tensors(
     raise FaceError(f'{path}: holds more than tensors, or is damaged; only safetensors and plain '
                     'state dicts are read')
 
+# %% ../nbs/02_model.ipynb #13426792
 def is_plain(
     v  # value of a state dict
 ):
@@ -299,6 +300,7 @@ def seal_path(
     "Where the SHA-256 of a file stands: beside it, with `.sha256` added to its name."
     return Path(f'{path}.sha256')
 
+# %% ../nbs/02_model.ipynb #14827fb4
 def seal_text(
     path  # of a file
 ):
@@ -306,12 +308,14 @@ def seal_text(
     with open(path, 'rb') as f:
         return f'{hashlib.file_digest(f, "sha256").hexdigest()}  {Path(path).name}\n'
 
+# %% ../nbs/02_model.ipynb #d5298360
 def write_seal(
     path  # of a file
 ):
     "Write the SHA-256 of a file beside it."
     with atomic_write(seal_path(path)) as f: f.write(seal_text(path))
 
+# %% ../nbs/02_model.ipynb #a49a489f
 def check_seal(
     path  # of a file
 ):

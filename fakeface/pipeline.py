@@ -35,6 +35,7 @@ STEPS = tuple(
 
 def section(step): return step.split('_', 1)[1]  # '03_train' -> 'train': its section in a profile
 
+# %% ../nbs/lib/08_pipeline.ipynb #ae12d2fd
 QUICK_SETS = tuple(f'{section(s)}.quick=true' for s in STEPS)  # for `resolve`: every step quick
 
 def defaults(
@@ -185,6 +186,7 @@ def step_cells(
     heading = next(i for i, c in enumerate(cells) if c.source.startswith('## Run'))
     return [cells[0], imports, package, settings, *cells[heading:]]
 
+# %% ../nbs/lib/08_pipeline.ipynb #00e41812
 def modules_below(
     module  # of this package: 'train'
 ):
@@ -193,6 +195,7 @@ def modules_below(
     below = {m for m in re.findall(r'^from \.(\w+) import', text, re.M)}
     return {module}.union(*map(modules_below, below))
 
+# %% ../nbs/lib/08_pipeline.ipynb #48c9dd97
 def step_keys(
     settings  # from `resolve`
 ):

@@ -53,6 +53,7 @@ def quick_steps(
         if v.get('quick')
     ] if path.is_file() else [])
 
+# %% ../nbs/10_report.ipynb #a28906ec
 def answer(
     result  # of `evaluate`, with `source`
 ):
@@ -412,6 +413,7 @@ def altered(
     try: return corrupt(image, copy).numpy()
     except FaceError as e: raise ImageError(name, e) from None
 
+# %% ../nbs/10_report.ipynb #acfa600e
 def ask(
     function,  # paths -> p_fake
     paths,     # files
@@ -605,6 +607,7 @@ def pooled(
     "The share of all images of these rows."
     return share(sum(r[what]['k'] for r in rows), sum(r['n'] for r in rows))
 
+# %% ../nbs/10_report.ipynb #f525078e
 def ends(
     rows  # from `source_rows`, of one class, most often called fake first
 ):
@@ -612,6 +615,7 @@ def ends(
     tell = lambda r: f'{100 * r["called_fake"]["value"]:.0f} % of {r["name"]}'
     return f' (from {tell(rows[0])} to {tell(rows[-1])})' if len(rows) > 1 else ''
 
+# %% ../nbs/10_report.ipynb #a04884c2
 def in_short(
     found  # generators.json
 ):
@@ -667,6 +671,7 @@ def table_markdown(
     "A DataFrame as a Markdown table, without its index."
     return markdown(list(df.columns), df.to_numpy().tolist())
 
+# %% ../nbs/10_report.ipynb #f169a7d3
 def robustness_markdown(
     n,     # images
     model  # of robustness.json

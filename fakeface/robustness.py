@@ -73,6 +73,7 @@ def flips(
     return (share(((s < 0).any(1) & (s > 0).any(1)).sum(), len(s))
             | dict(versions=s.shape[1], uncertain=float((s == 0).mean())))
 
+# %% ../nbs/06_robustness.ipynb #add4af71
 def flips_text(
     result  # dict of `flips`: with the band, and 'threshold' for those without
 ):
@@ -116,6 +117,7 @@ def robustness_table(
         'get an answer': percent(r['answered']), 'of these wrong': percent(r['wrong'])
     } for r in model['rows']])
 
+# %% ../nbs/06_robustness.ipynb #ffbfe797
 def drift_table(
     model  # from `robustness`
 ):
@@ -148,6 +150,7 @@ def kinds(
         groups[kind] = order[::-1] if order[-1] == '' else order
     return groups or {'as it is': ['']}
 
+# %% ../nbs/06_robustness.ipynb #fd368d3f
 def strength(
     copy  # a corruption, or '' for none
 ):
@@ -162,6 +165,7 @@ def in_the_middle(
     strengths = [[c for c in g if c] for g in kinds(copies).values()]
     return ['', *(g[len(g) // 2] for g in strengths if g)]
 
+# %% ../nbs/06_robustness.ipynb #82f3b73a
 def beside_table(
     result  # `{n, models: {name: from `robustness`}}`
 ):
@@ -222,6 +226,7 @@ def plot_panels(
              fontsize=8)
     return fig
 
+# %% ../nbs/06_robustness.ipynb #2562d455
 def told_of(key): return lambda row: [row[key][k] for k in ('value', 'low', 'high')]
 
 def plot_robustness(
@@ -233,6 +238,7 @@ def plot_robustness(
         'accuracy': told_of('accuracy'), 'AUC': told_of('auc'), 'get an answer': told_of('answered')
     })
 
+# %% ../nbs/06_robustness.ipynb #8cd6778e
 def plot_drift(
     result  # `{n, models}`
 ):

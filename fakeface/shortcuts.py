@@ -52,6 +52,7 @@ def file_facts(
                     progressive=bool(im.info.get('progressive')), exif=kept('exif'),
                     icc=kept('icc_profile'))
 
+# %% ../nbs/07_shortcuts.ipynb #1b874963
 def facts_table(
     root,     # data set
     manifest  # with `path`
@@ -79,6 +80,7 @@ def take_part(
     "The images of one split, or `n / 2` of each class of it, its sources in turn."
     return first_of_each(manifest[manifest.split == split], n)
 
+# %% ../nbs/07_shortcuts.ipynb #5856af5c
 def scored(
     is_fake,        # bool (N,), both classes
     score,          # (N,), the higher the more fake
@@ -160,6 +162,7 @@ def shift(
         image = image.index_select(dim, torch.minimum(i, 2 * n - 2 - i).clamp(min=0))
     return image
 
+# %% ../nbs/07_shortcuts.ipynb #5230a043
 def reencode(
     image,     # uint8 (3, H, W)
     quality=90
@@ -190,6 +193,7 @@ def patches(
     side = min(side, *image.shape[-2:])
     return image.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
 
+# %% ../nbs/07_shortcuts.ipynb #4aa7188b
 def shuffle_patches(
     image,  # uint8 (3, H, W)
     side    # see `patches`
@@ -250,6 +254,7 @@ def drop(
     return (ends | dict(value=float(100 * change.mean()), lost=test['only_a'],
                         gained=test['only_b'], n=len(change), p=test['p']))
 
+# %% ../nbs/07_shortcuts.ipynb #1c16bb55
 def points(
     metric  # {value, low, high}, in points
 ):

@@ -394,6 +394,7 @@ def shrink(
     "Convolution of stride 2: a low-pass kernel, then every second pixel. Shape (H, W, 3)."
     return cv2.filter2D(x, -1, SMOOTH / 4, borderType=cv2.BORDER_REFLECT_101)[::2, ::2]
 
+# %% ../nbs/lib/03_standin.ipynb #c3e87c63
 def enlarge(
     x,      # float32 (H, W, 3)
     kernel  # float32 (5, 5), sums to 4

@@ -120,6 +120,7 @@ class Shared(Sampler):
         for b in self.batches:
             yield b[rank::n or 1]
 
+# %% ../nbs/03_train.ipynb #c39cc8ac
 def training_loader(
     faces,      # `Faces`
     batch_size, # images a batch, of all processes together
@@ -292,6 +293,7 @@ def begin_epoch(faces, seed, epoch, ramp):
     if ramp:
         degrade_share(faces.augment, min(1, epoch / ramp))
 
+# %% ../nbs/03_train.ipynb #a4b45e05
 def validate(model, valid, normalize, device, dtype):
     """`scores` of the validation images, which the first process judges. Raises `FaceError` when
     the weights are no numbers."""
@@ -304,6 +306,7 @@ def validate(model, valid, normalize, device, dtype):
         raise FaceError('weights are no longer finite; lower train.lr')
     return row
 
+# %% ../nbs/03_train.ipynb #6f4de92c
 def end_epoch(history, epochs, last, parts, more):
     "Keep what the next epoch needs, and tell of this one."
     if last:
