@@ -6,8 +6,8 @@
 __all__ = ['STANDIN', 'QUICK', 'PAGE', 'CLAIM', 'FIGURES', 'quick_steps', 'answer', 'render', 'figure', 'table', 'cluster_parts',
            'error_parts', 'number_parts', 'robustness_parts', 'source_parts', 'study_parts', 'data_parts',
            'checkpoint_part', 'origin_parts', 'build_report', 'altered', 'ask', 'judge_folder', 'evaluate_folder',
-           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'doubt_markdown', 'pooled', 'ends',
-           'in_short', 'left_out_table', 'table_markdown', 'robustness_markdown', 'fill']
+           'robustness_folder', 'compare_runs', 'markdown', 'results_markdown', 'brief_markdown', 'doubt_markdown',
+           'pooled', 'ends', 'in_short', 'left_out_table', 'table_markdown', 'robustness_markdown', 'fill']
 
 # %% ../nbs/10_report.ipynb #44bb780f
 import base64, tempfile
@@ -570,16 +570,25 @@ def results_markdown(
     rows = []
     for name, r in results.items():
         m, fake, real = r['metrics'], r['n_fake'], r['n_real']
-        shares = [
-            percent(m[k]) if n else ''
-            for k, n in (('accuracy', fake and real), ('recall', fake), ('specificity', real))
-        ]
-        rows.append([
-            name, f'{fake} / {real}', *shares,
-            *(number(m[k]) if k in m else '' for k in ('auc', 'f1'))
-        ])
-    return markdown(
-        ['images', 'fake / real', 'accuracy', 'fakes caught', 'reals cleared', 'AUC', 'F1'], rows)
+        rows.append([name, f'{fake} / {real}', percent(m['accuracy']) if fake and real else '',
+                     percent(m['recall']) if fake else '',
+                     percent(m['specificity']) if real else '',
+                     *(number(m[k]) if k in m else '' for k in ('auc', 'f1'))])
+    return markdown(['images', 'fake / real', 'accuracy', 'fakes caught', 'reals cleared', 'AUC',
+                     'F1'], rows)
+
+# %% ../nbs/10_report.ipynb #2a1e8ade
+def brief_markdown(
+    results  # {name: result of `evaluate`}
+):
+    "The same for README: without accuracy and F1, in whole percent."
+    def told(m):
+        value, low, high = (round(100 * m[k]) for k in ('value', 'low', 'high'))
+        return f'{value} % ({low} to {high}) of {m["n"]}' if m['n'] else ''
+    rows = [[name, told(m['recall']), told(m['specificity']),
+             f'{m["auc"]["value"]:.3f}' if 'auc' in m else '']
+            for name, m in ((name, r['metrics']) for name, r in results.items())]
+    return markdown(['images', 'fakes caught', 'reals cleared', 'AUC'], rows)
 
 # %% ../nbs/10_report.ipynb #b9b6f366
 def doubt_markdown(

@@ -14,7 +14,7 @@ from fakeface.detector import COLUMNS, SAYS, Detector, tally
 from fakeface.model import load_checkpoint, save_checkpoint
 from fakeface.report import evaluate_folder
 
-COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'export', 'app', 'ship')
+COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'app')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
                 number='train: 3\n', sequence='train: [1]\n', list='- a\n', text='hello', syntax='train: [1\n', binary='\x00\x01', key='3: {}\n', alien='train:\n  epochs: !!python/object/apply:os.getcwd []\n')
 
@@ -49,7 +49,7 @@ MORE = [  # made in this process, to save time
     ['predict', '{d}/photo.jpg', '--weights', '{d}/good.safetensors', '--device', 'gpu'],
     *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv')),
     ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
-    *(['evaluate', '--data', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['ship', '{d}/empty'], ['compare', '{d}/empty', '{d}/none'],
+    *(['evaluate', '--data', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['compare', '{d}/empty', '{d}/none'],
     ['evaluate', '--data', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '--data', '{d}/one', *WITH, '--out', '{d}/photo.jpg'],
     ['evaluate', '--data', '{d}/one', *WITH, '--corrupt', 'jpg:50'],
     *(['evaluate', '--full', '--data', '{d}/faces', *WITH, *more] for more in ([], ['--out', '{d}/empty'], ['--out', 'new', '--corrupt', 'jpeg:50'], ['--out', 'new', '--split', 'test'], ['--out', 'new', '--set', 'robustness.image=3'])),

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from fakeface import detector
-from fakeface.cli import main
-from fakeface.core import open_image
-from fakeface.detector import Detector
+from fakeface.core import FaceError, open_image
+from fakeface.detector import Detector, export_onnx
 
-def test_without_the_extra_one_line_says_what_to_install(checkpoint, tmp_path, monkeypatch, capsys):
+def test_without_the_extra_one_line_says_what_to_install(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(detector, 'find_spec', lambda name: None)
-    assert main(['export', '--onnx', str(tmp_path/'m.onnx'), '--weights', str(checkpoint)]) == 2
-    assert 'fakeface[onnx]' in capsys.readouterr().err and not list(tmp_path.iterdir())
+    with pytest.raises(FaceError, match='fakeface.onnx.'): export_onnx(Detector.load(checkpoint, 'cpu'), tmp_path/'m.onnx')
+    assert not list(tmp_path.iterdir())
 
 def test_a_file_that_runs_without_this_package(checkpoint, drawn, tmp_path):
     "Raw pixels in, p_fake out, for any number of images."
@@ -19,7 +18,7 @@ def test_a_file_that_runs_without_this_package(checkpoint, drawn, tmp_path):
         pytest.importorskip(name, reason="the extra is not installed: pip install 'fakeface[onnx]'")
     import onnxruntime
     path = tmp_path/'m.onnx'
-    assert main(['export', '--onnx', str(path), '--weights', str(checkpoint)]) == 0
+    export_onnx(Detector.load(checkpoint, 'cpu'), path)
     images = sorted((drawn/'test').rglob('*.jpg'))
     p, = onnxruntime.InferenceSession(path).run(['p_fake'], {'image': np.stack([open_image(q) for q in images])})
     told = Detector.load(checkpoint, 'cpu').predict(images, whole=True)

@@ -100,9 +100,9 @@ def test_ship(runs, drawn, tmp_path, monkeypatch):
     marks = lambda names: '\n'.join(f'before\n<!-- {n} -->\nFORMER\n<!-- /{n} -->\nafter' for n in names)
     card.write_text(marks(['short', 'numbers', 'doubt', 'sources', 'people', 'robustness', 'left-out']))
     readme.write_text(marks(['numbers']))
-    monkeypatch.setattr('fakeface.detector.SHIPPED', shipped)
-    monkeypatch.setattr('fakeface.cli.repo_path', lambda name: tmp_path/name)
-    assert main(['ship', str(run_dir), '--also', str(drawn/'test')]) == 0
+    for module in (ship, detector): monkeypatch.setattr(module, 'SHIPPED', shipped)
+    monkeypatch.setattr(ship, 'repo_path', lambda name: tmp_path/name)
+    assert ship.main([str(run_dir), '--also', str(drawn/'test')]) == 0
     assert shipped.read_bytes() == (run_dir/'model.safetensors').read_bytes() and Detector.load().threshold > 0  # its seal holds
     assert {p.stem for p in docs.iterdir()} == {'sources', 'robustness', 'drift'} < {p.stem for p in (shipped.parent/'figures').iterdir()}
     said = card.read_text()
