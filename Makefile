@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: run test app lab notebooks hooks lock fuzz kill clean help
+.PHONY: run test slow lint app lab notebooks hooks lock fuzz kill clean help
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
@@ -11,9 +11,15 @@ help:  ## this list
 run: $(READY)  ## the whole pipeline on the generated stand-in, then where the report is
 	$(BIN)/fakeface run --profile demo
 
-test: $(READY)  ## pytest, then every notebook as a test
-	$(BIN)/python -m pytest -q tests
+test: $(READY) lint  ## pytest, then every notebook as a test
+	$(BIN)/python -m pytest -q -m 'not slow' --durations 20 tests
 	$(BIN)/nbdev_test --n_workers 1 --timing
+
+slow: $(READY)  ## what takes long to prove: killed runs, load, several processes, long walks through the demo
+	$(BIN)/python -m pytest -q -m slow --durations 20 tests
+
+lint: $(READY)  ## width, names that are not used, one statement a line; notebooks too
+	$(BIN)/ruff check -q --isolated --line-length 100 --select E501,E702,E703,F --ignore F403,F405,F811 nbs app.py benchmarks setup.py
 
 app: $(READY)  ## the demo in a browser
 	$(BIN)/fakeface app

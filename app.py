@@ -188,7 +188,9 @@ def card(v, opacity, detector, band):
         st.subheader(f'{MARK[v.verdict]} {SAYS[v.verdict][0].upper()}{SAYS[v.verdict][1:]}',
                      anchor=False)
         st.text(v.path + (f', face {v.face}' if v.face else ''))
-        if v.error: st.text(f'Reason: {v.error}'); return
+        if v.error:
+            st.text(f'Reason: {v.error}')
+            return
         st.progress(v.p_fake, f'Probability that it was generated: {percent(v.p_fake)}')
         k, n = false_positives(detector.meta, v.p_fake)
         as_high = (f'Of {n} real validation images {k} score{"s" * (k == 1)} as high. '
@@ -322,7 +324,9 @@ st.markdown(
     'by **other generators** they mostly find no trace.')
 try:
     with st.sidebar: name, path, detector, band, method, whole = settings()
-except FaceError as e: st.text(f'The model cannot be used. {e}'); st.stop()
+except FaceError as e:
+    st.text(f'The model cannot be used. {e}')
+    st.stop()
 if detector.meta.get('source') == 'standin':
     st.warning('This model learned from drawn faces, to try the pipeline. What it says of '
                'photographs means nothing.')

@@ -69,7 +69,9 @@ def our_labels(detector, paths, whole=True):
 
 def our_heatmaps(detector, paths):
     out = []
-    for v in detector.stream(paths, 'gradcam', whole=True): v.overlay(); out.append(v.p_fake)
+    for v in detector.stream(paths, 'gradcam', whole=True):
+        v.overlay()
+        out.append(v.p_fake)
     return out
 
 # --- the measurement ---

@@ -56,7 +56,9 @@ class Reference:
             images, targets = images.to(self.device), targets.to(self.device)
             self.optimizer.zero_grad()
             loss = cross_entropy(self.model(images), targets)
-            loss.backward(); self.optimizer.step(); loss.item()
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
 
 # -- ours
 class Ours:
@@ -82,8 +84,10 @@ def processor():
 
 def spent(f, device):
     "Wall and processor seconds of a call, those of worker processes included."
-    wait(device); c, w = processor(), time.perf_counter()
-    f(); wait(device)
+    wait(device)
+    c, w = processor(), time.perf_counter()
+    f()
+    wait(device)
     return time.perf_counter() - w, processor() - c
 
 def product(dtype, device):
@@ -104,7 +108,9 @@ def compare(sides, device, n, rounds):
     peak = {t: product(t, device) for t in {t for t, _ in sides.values()}}
     best = {t: [] for t in peak}
     for r in range(rounds + 1):  # the first warms up
-        for t, (_, f) in peak.items(): f(); best[t].append(spent(f, device))
+        for t, (_, f) in peak.items():
+            f()
+            best[t].append(spent(f, device))
         for s, (_, side) in sides.items(): times[s].append(spent(side.epoch, device))
     mid, cores = statistics.median, torch.get_num_threads()
     for t, (k, _) in peak.items():
@@ -142,7 +148,9 @@ def profile(root, files, device, dtype, batch):
     plain, full = augmentation(128), augmentation(128, **DEGRADE)
     def loss():
         with autocast(device, dtype): return cross_entropy(ours.model(to_input(x)).float(), y)
-    def step(): ours.optimizer.zero_grad(set_to_none=True); loss().backward()
+    def step():
+        ours.optimizer.zero_grad(set_to_none=True)
+        loss().backward()
 
     parts = dict(decode=lambda: [open_image(p) for p in paths],
                  crop_and_mirror=lambda: [plain(r) for r in raw],
@@ -150,9 +158,11 @@ def profile(root, files, device, dtype, batch):
                  bytes_to_numbers=lambda: to_input(x), forward=loss, forward_and_backward=step,
                  optimizer=ours.optimizer.step,
                  average=lambda: ours.average.update_parameters(ours.model))
-    ours.model.train(); step()
+    ours.model.train()
+    step()
     for name, f in parts.items():
-        f(); t = statistics.median(spent(f, device)[device.type == 'cpu'] for _ in range(3))
+        f()
+        t = statistics.median(spent(f, device)[device.type == 'cpu'] for _ in range(3))
         print(f'{name.replace("_", " "):24}{1e3 * t / len(raw):8.2f} ms an image')
 
 def data(root, files):
@@ -182,8 +192,10 @@ def history(runs, accuracy):
         there = h.index[h.valid_accuracy >= accuracy]
         if not len(there):
             print(f'{r}: not in {len(h)} epochs and {h.seconds.sum():,.0f} s (best '
-                  f'{h.valid_accuracy.max():.1%})'); continue
-        s = h.seconds[:there[0] + 1].sum(); first = first or s
+                  f'{h.valid_accuracy.max():.1%})')
+            continue
+        s = h.seconds[:there[0] + 1].sum()
+        first = first or s
         print(f'{r}: {accuracy:.0%} in epoch {there[0] + 1} after {s:,.0f} s, {first / s:.2f} x as '
               'fast as the first that got there')
 
@@ -203,12 +215,14 @@ def machine(device):
 
 def main(a):
     if a.history: return history(a.history, a.accuracy)
-    device = pick_device(a.device); dtype = pick_dtype(device)
+    device = pick_device(a.device)
+    dtype = pick_dtype(device)
     with tempfile.TemporaryDirectory() as d:
         root = pathlib.Path(a.dir or (pathlib.Path(os.environ['FAKEFACE_DATA']) /
                                       '140k-subset' if os.environ.get('FAKEFACE_DATA') else
                                       make_standin(d, n_train=a.n, n_valid=2, n_test=2, size=256)))
-        files = list_images(root); files = files[files.split.isin(['train', ''])]
+        files = list_images(root)
+        files = files[files.split.isin(['train', ''])]
         files = pd.concat([
             files[files.label == c].set_index('path').loc[shuffled(
                 files.path[files.label == c], 42)[:a.n // 2]] for c in CLASSES
@@ -224,9 +238,11 @@ def main(a):
             if t == dtype:
                 sides[f'140k, {name}'] = (t, Ours(root, files, a, device, t, ema=.998, **DEGRADE))
         compare(sides, device, len(files), a.rounds)
-        print('\ndata:'); data(root, files)
+        print('\ndata:')
+        data(root, files)
         for t in dict.fromkeys([dtype, torch.float32]):
-            print(f'\nparts, {str(t)[6:]}:'); profile(root, files, device, t, a.batch)
+            print(f'\nparts, {str(t)[6:]}:')
+            profile(root, files, device, t, a.batch)
 
 p = argparse.ArgumentParser(description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -60,7 +60,7 @@ def measured(phase, root):
 def main(a):
     if a.phase:
         import fakeface.data  # importing is no part of it
-        if a.phase == 'judging': import fakeface.detector
+        if a.phase == 'judging': import fakeface.detector  # noqa: F401
         t, c = time.perf_counter(), time.process_time()
         n = PHASES[a.phase](pathlib.Path(a.root))
         return print(

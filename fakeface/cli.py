@@ -41,9 +41,10 @@ WEIGHTS = arg('--weights', metavar='FILE',
 DEVICE = arg('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/lib/09_cli.ipynb #776aba4c
-PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure against),
-quick (native crops, 12 epochs), 140k (native crops, degraded, on one generator), 140k-full (the same
-for all 140,000 images, on a GPU), faces (ours: many generators and many kinds of photographs).
+PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure
+against), quick (native crops, 12 epochs), 140k (native crops, degraded, on one generator),
+140k-full (the same for all 140,000 images, on a GPU), faces (ours: many generators and many kinds
+of photographs).
 Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness,
 shortcuts, generators, explanations, report.'''
 
@@ -94,14 +95,16 @@ def show(path):  # relative where that is shorter to read
 # %% ../nbs/lib/09_cli.ipynb #849ada8d
 @command(
     arg('paths', nargs='+', metavar='PATH', help='image files or folders'),
-    arg('--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this table '
+    arg(
+        '--csv', metavar='FILE', help='write path, face, p_fake, verdict, error to this table '
         'instead; .parquet is written as Parquet. The same command again skips the images that it '
         'holds'),
-    arg('--whole', action='store_true', help='judge each image as it is, without looking for faces'),
-    arg('--heatmaps', metavar='DIR', help='write an overlay for each face: where the evidence lies'),
+    arg('--whole', action='store_true',
+        help='judge each image as it is, without looking for faces'),
+    arg('--heatmaps', metavar='DIR',
+        help='write an overlay for each face: where the evidence lies'),
     arg('--method', choices=('gradcam', 'hirescam', 'layercam'),
-        help='of the heatmaps; default: gradcam'),
-    WEIGHTS, DEVICE,
+        help='of the heatmaps; default: gradcam'), WEIGHTS, DEVICE,
     epilog='''Prints verdict (fake, real or uncertain), p_fake and path of each face. p_fake is the
 probability that it is generated. Faces are found, aligned and cut out; an image that is a face
 crop already is judged as it is. Of what cannot be judged the reason is told; the exit code is 2
@@ -206,18 +209,20 @@ def told(
 # %% ../nbs/lib/09_cli.ipynb #ad0d5a44
 @command(
     DATA, SPLIT,
-    arg('--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, '
-        'webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +'),
+    arg(
+        '--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, '
+        'webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +'
+    ),
     arg('--out', metavar='DIR',
         help='also leave predictions, numbers, figures and report.html here'),
-    arg('--full', action='store_true', help='also robustness, shortcuts, generators and the worth '
+    arg(
+        '--full', action='store_true', help='also robustness, shortcuts, generators and the worth '
         'of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two '
         'cores'),
-    arg('--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, '
+    arg(
+        '--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, '
         'override a setting: robustness.images=0 and explanations.images=0 examine all images '
-        'instead of 100 and 16; may be repeated'),
-    WEIGHTS, DEVICE,
-    epilog='''example:
+        'instead of 100 and 16; may be repeated'), WEIGHTS, DEVICE, epilog='''example:
   fakeface evaluate --data faces/ --split test --corrupt scale:0.5+jpeg:75 --out runs/mine
 The images are judged whole: a data set holds face crops.''')
 def cmd_evaluate(a):
@@ -258,17 +263,18 @@ def full(a):
 
 # %% ../nbs/lib/09_cli.ipynb #fd73159d
 @command(
-    arg('models', nargs='*', metavar='MODEL', help='a checkpoint (.safetensors) or a run folder, as '
-        'NAME=FILE or FILE; default: the one that ships'),
-    DATA, SPLIT,
-    arg('--copies', metavar='HOW', help='corruptions as in evaluate --corrupt, separated by spaces; '
+    arg(
+        'models', nargs='*', metavar='MODEL',
+        help='a checkpoint (.safetensors) or a run folder, as '
+        'NAME=FILE or FILE; default: the one that ships'), DATA, SPLIT,
+    arg(
+        '--copies', metavar='HOW',
+        help='corruptions as in evaluate --corrupt, separated by spaces; '
         'default: the robustness.copies of a run'),
     arg('--images', type=int, default=0, metavar='N',
         help='images judged, half of each class; default: all'),
     arg('--out', metavar='DIR', required=True,
-        help='leave scores, numbers, figures and report.html here'),
-    DEVICE,
-    epilog='''example:
+        help='leave scores, numbers, figures and report.html here'), DEVICE, epilog='''example:
   fakeface robustness --data faces/ --split test --out curves mine=runs/A other.safetensors
 The images are judged whole, each many times over: a minute or two for a hundred images and one
 checkpoint.''')
@@ -331,8 +337,9 @@ def print_sources(root, manifest):  # a row each, then the warnings
                         'look at a face'))
 
 # %% ../nbs/lib/09_cli.ipynb #219ea6e8
-@command(epilog="Needs the extra: pip install 'fakeface[fetch]'. About 4 GB; a cut download goes on "
-                'where it stopped.')
+@command(
+    epilog="Needs the extra: pip install 'fakeface[fetch]'. About 4 GB; a cut download goes on "
+    'where it stopped.')
 def cmd_fetch(a):
     "Download Kaggle's 140k Real and Fake Faces."
     from fakeface.data import fetch
@@ -342,7 +349,9 @@ def cmd_fetch(a):
 # %% ../nbs/lib/09_cli.ipynb #ed8f7d52
 @command(
     arg('--port', type=int, default=8501, help='default: 8501'),
-    arg('--host', default='localhost', help='0.0.0.0 lets everyone in your network use it; default: '
+    arg(
+        '--host', default='localhost',
+        help='0.0.0.0 lets everyone in your network use it; default: '
         'localhost, this machine alone'))
 def cmd_app(a):
     "Open the demo in a browser."

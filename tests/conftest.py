@@ -14,7 +14,9 @@ from fakeface.standin import make_standin
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = Path(sys.executable).parent/'fakeface'
-ORDER = 'images faces data robustness model train evaluate setup weights cli notebooks faults pipeline app'.split()  # fast ones first
+ORDER = 'images faces data robustness model train evaluate setup weights cli notebooks run app faults pipeline'.split()  # fast ones first
+
+def pytest_configure(config): config.addinivalue_line('markers', 'slow: takes long to prove; make slow')
 
 def pytest_collection_modifyitems(items):
     place = lambda item: ORDER.index(name) if (name := item.path.stem.removeprefix('test_')) in ORDER else len(ORDER)

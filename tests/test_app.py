@@ -555,6 +555,7 @@ def test_in_a_browser(served, detector):
     quiet(lines, 'face.jpg', 'large.png', 'broken.jpg', 'holiday.zip', HOSTILE[0])
 
 @browser_needed
+@pytest.mark.slow
 def test_a_link_keeps_the_settings(served, detector):
     "What one visitor sets stands in the address, and another who opens it finds it set; the other one likes it dark."
     url, lines = served
@@ -584,6 +585,7 @@ linux_needed = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason
 
 @browser_needed
 @linux_needed
+@pytest.mark.slow
 def test_ten_visitors_at_once(weights, detector, capsys):
     "Each gets the verdict and heatmap of an own image by own settings, and all share one model."
     methods, limits = [list(METHODS)[i % 3] for i in range(10)], [10 * i + 5 for i in range(10)]
@@ -607,6 +609,7 @@ BAD = {'cut.jpg': face(0)[:400], 'page.jpg': b'<html><script>alert(1)</script></
 
 @browser_needed
 @linux_needed
+@pytest.mark.slow
 def test_twenty_visitors_for_a_while(weights, detector, capsys):
     """They come again and again with another image, a bad file in every fourth visit, for FAKEFACE_LOAD seconds: each sees the answer to its own file and to no other, the server says that it is well,
     and in the end holds no more memory than after their first visits."""
@@ -639,6 +642,7 @@ def test_twenty_visitors_for_a_while(weights, detector, capsys):
 
 @browser_needed
 @linux_needed
+@pytest.mark.slow
 def test_three_hundred_images(capsys):
     "By the shipped weights: in bounded memory, and the server goes on answering."
     files, slowest, polls, start = {}, 0, 0, time.monotonic()

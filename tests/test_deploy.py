@@ -129,6 +129,7 @@ def test_the_configuration():
     spool = re.search(r'spool_max_size = ([\d* ]*)MAX_BYTES', text('app.py'))[1]
     assert ours['server.maxUploadSize'] * 2**20 == eval(spool + str(MAX_BYTES))  # so no upload is spooled to a file
 
+@pytest.mark.slow
 def test_the_image_serves(image, tmp_path):
     "The command of the Dockerfile, with the image's files and environment, where nothing can be written; health is asked for as the container does."
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]

@@ -20,7 +20,7 @@ from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoi
 from fakeface.pipeline import defaults, run_step
 from fakeface.train import Shared, launch, train_run
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')]  # torchvision's JPEG
 SETTINGS = {n: v for n, (v, _) in defaults('03_train').items() if n != 'run_dir'} | dict(
     epochs=2, batch_size=8, lr=1e-4, crop=40, rotate=5, jpeg_p=.5, noise_p=.5, ema=.8, ramp=1,
     precision='fp32', device='cpu', workers=0, processes=2)

@@ -9,6 +9,7 @@ from conftest import COMMAND
 from fakeface.core import FaceError
 from fakeface.pipeline import QUICK_SETS, prepare, run
 
+pytestmark = pytest.mark.slow
 SETS = [*QUICK_SETS, 'train.crop=48', 'train.device=cpu', 'train.precision=fp32', 'train.workers=0']
 
 def prepared(data, folder): return prepare('demo', data, folder=folder, sets=SETS)

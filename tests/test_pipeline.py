@@ -30,7 +30,7 @@ from fakeface.train import operating_point
 SETS = ('train.crop=48 train.device=cpu train.precision=fp32 train.workers=0 train.jpeg_p=0.5 train.ramp=2 train.ema=0.5 train.copies=jpeg:50 '
         'evaluate.device=cpu evaluate.workers=0 robustness.device=cpu robustness.workers=0').split() + ['robustness.copies=[scale:0.5, jpeg:75]', 'train.start_shares=[0, 0.5]']
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')]  # torchvision's JPEG
 
 class Run:
     "A `fakeface run`, from its start on; `dir` is its run folder."

@@ -1,0 +1,15 @@
+"The pipeline once, as quick as it goes, in the real command: every step runs, and the report holds what they found. test_pipeline.py looks closer."
+
+import json
+
+from fakeface.pipeline import STEPS
+
+def test_a_quick_run(cli, drawn, tmp_path):
+    code, out, err = cli('run', '--quick', '--out', tmp_path, *(a for s in (
+        f'data.standin_dir={drawn}', 'train.crop=48', 'train.epochs=1', 'train.device=cpu', 'train.workers=0', 'evaluate.workers=0', 'robustness.workers=0') for a in ('--set', s)))
+    assert code == 0, err
+    run_dir, = tmp_path.iterdir()
+    assert all((run_dir/f'{s}.ipynb').is_file() for s in STEPS) and 'report.html' in out
+    result = json.loads((run_dir/'metrics.json').read_text())
+    page = (run_dir/'report.html').read_text()
+    assert f'{result["metrics"]["auc"]["value"]:.4f}' in page and result['n'] == 12
