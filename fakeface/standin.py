@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HAIR', 'SKIN', 'BAYER', 'SMOOTH', 'STRENGTH', 'OVERLAP', 'COPY', 'STANDIN_VERSION', 'fractal', 'Canvas', 'oval',
-           'hue', 'background', 'shade', 'strands', 'palette', 'hair_shapes', 'draw_eye', 'draw_nose', 'draw_mouth',
-           'draw_body', 'draw_head', 'draw_glasses', 'draw_face', 'demosaic', 'camera', 'shrink', 'enlarge',
-           'learned_kernel', 'generator', 'make_pair', 'write_standin', 'make_standin']
+           'hue', 'background', 'shade', 'palette', 'arc', 'between', 'draw_eyes', 'draw_nose_and_mouth', 'draw_body',
+           'draw_head', 'draw_hair', 'draw_face', 'demosaic', 'camera', 'shrink', 'enlarge', 'learned_kernel',
+           'generator', 'make_pair', 'write_standin', 'make_standin']
 
 # %% ../nbs/lib/03_standin.ipynb #f226a4d7
 import io, os, shutil, time
@@ -104,21 +104,11 @@ def background(
     c,    # Canvas to fill
     rng   # NumPy generator
 ):
-    "Fill the canvas with one of four kinds of background."
-    n, kind = c.size, rng.integers(4)
-    a, b, field = hue(rng), hue(rng), fractal(rng, n, (4, 8, 16), rng.uniform(.7, 1.1))
-    if kind == 0:
-        # foliage, cloth
+    "Fill the canvas with a wall, or with foliage or cloth, in two colours."
+    n, (a, b) = c.size, (hue(rng), hue(rng))
+    field = fractal(rng, n, (4, 8, 16), rng.uniform(.7, 1.1))
+    if rng.uniform() < .5:
         field += .5 * fractal(rng, n, (24, 48, 96, 192), .9)
-    if kind == 1:
-        # boards
-        field += (1.2 *
-                  np.sign(np.sin((c.x * rng.normal() + c.y * rng.normal()) * rng.uniform(4, 12))))
-    # lights out of focus
-    if kind == 2:
-        for _ in range(rng.integers(8, 20)):
-            field += (rng.uniform(-1.5, 2) *
-                      c.mask(oval(*rng.uniform(-2, 2, 2), *[rng.uniform(.1, .35)] * 2), False))
     field += rng.uniform(.05, .2) * rng.standard_normal((n, n), np.float32)
     c.rgb[:] = a + (b - a) * (1 / (1 + np.exp(-1.2 * field)))[..., None] + .05 * field[..., None]
 
@@ -135,23 +125,9 @@ def shade(
         (x * light[0] + y * light[1] + z * light[2]) / np.sqrt(x * x + y * y + z * z), 0)).astype(
             np.float32)
 
-# %% ../nbs/lib/03_standin.ipynb #8cd3e54a
-def strands(
-    c,    # Canvas
-    rng   # NumPy generator
-):
-    "Texture of hair around the crown: float32 (size, size), mean near 0."
-    noise = rng.standard_normal((16, 512), np.float32)
-    r, a = np.hypot(c.x, c.y + .7), np.arctan2(c.x, -c.y - .7)
-    wave = rng.uniform(0, .12) * np.sin(rng.uniform(4, 12) * r + rng.uniform(0, 6))
-    at = ((a + wave) * rng.uniform(25, 60) + 256).astype(np.float32), (r * 4 + 1).astype(np.float32)
-    return cv2.remap(noise, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-
 # %% ../nbs/lib/03_standin.ipynb #b33796b0
-HAIR = np.array([[.09, .07, .06], [.2, .12, .08], [.36, .22, .12], [.55, .38, .2], [.78, .62, .38],
-                 [.5, .2, .1], [.62, .6, .58]], np.float32)
-SKIN = np.array([[.98, .82, .72], [.93, .74, .6], [.84, .62, .46], [.68, .46, .32], [.5, .33, .23],
-                 [.36, .23, .17]], np.float32)
+HAIR = np.array([[.09, .07, .06], [.36, .22, .12], [.78, .62, .38]], np.float32)
+SKIN = np.array([[.98, .82, .72], [.84, .62, .46], [.5, .33, .23], [.36, .23, .17]], np.float32)
 
 def palette(
     table,  # colours in order, shape (n, 3)
@@ -161,92 +137,51 @@ def palette(
     i, t = rng.integers(len(table) - 1), rng.uniform()
     return table[i] + t * (table[i+1] - table[i])
 
-# %% ../nbs/lib/03_standin.ipynb #cb53312c
-def hair_shapes(
-    rng,  # NumPy generator
-    w     # half-width of the head
-):
-    "Outlines of the hair behind the head (or None) and over the forehead, in head units."
-    top, line, part, down = rng.uniform(1.06, 1.3), rng.uniform(-.72, -.45), rng.uniform(
-        -.5, .5), rng.uniform(-.25, .2)
-    outer = oval(0, .05, w + rng.uniform(.04, .16), top, 2.2, (.5 - down / 6, 1 + down / 6), 40)
-    x = np.linspace(1, -1, 24)
-    inner = np.stack([
-        x * w * .93, line + .5 * abs(x)**3 *
-        (1 + down) + rng.uniform(0, .22) * abs(x - part) + rng.normal(0, .02, 24)
-    ], -1)
-    back = (oval(0, rng.uniform(.3, .7), w + rng.uniform(.15, .5), rng.uniform(1.1, 1.7),
-                 rng.uniform(2.2, 3.5)) if rng.uniform() < .5 else None)
-    return back, np.concatenate([outer, inner])
-
 # %% ../nbs/lib/03_standin.ipynb #7cd64ae3
-def draw_eye(
-    c,       # Canvas
-    side,    # -1 left, 1 right
-    skin,    # colour of the skin, (3,)
-    iris,    # colour of the iris, (3,)
-    look,    # shift of the iris, (2,)
-    opening  # half-height of the eye, about .05 to .1
-):
-    "One eye with its shadow and lid."
+def arc(x, y, w, h):  # points on a parabola over x - w to x + w, h high in its middle
     t = np.linspace(-1, 1, 20)
-    x = side * .31 + .155 * t
-    lid, low = np.stack([x, -.08 - opening * (1 - t * t)],
-                        -1), np.stack([x, -.08 + .6 * opening * (1 - t * t)], -1)[::-1]
-    c.paint(.45 * c.mask(oval(side * .31, -.1, .2, .13), soft=.06), skin * .55)
-    white = c.mask(np.concatenate([lid, low]))
-    c.paint(white, (.93, .92, .9))
-    for r, colour in ((.092, iris * .5), (.08, iris), (.04, (.03, .03, .03))):
-        c.paint(white * c.mask(oval(side * .31 + look[0], -.085 + look[1], r, r)), colour)
-    c.paint(white * .35 * c.mask(np.concatenate([lid, lid[::-1] + (0, .045)]), soft=.02),
-            (.1, .08, .08))
-    c.paint(c.mask(oval(side * .31 + look[0] + .03, -.115 + look[1], .02, .02)), (1, 1, 1))
-    c.paint(.85 * c.mask(np.concatenate([lid - (0, .022), lid[::-1] + (0, .012)])), skin * .22)
+    return np.stack([x + w * t, y + h * (1 - t * t)], -1)
 
-# %% ../nbs/lib/03_standin.ipynb #783e2d35
-def draw_nose(
-    c,      # Canvas
-    skin,   # colour of the skin, (3,)
-    light,  # direction towards the light
-    width   # half-width of its tip, about .1
-):
-    "Nose: a lit ridge, a shadow on the far side, two nostrils."
-    side = -np.sign(light[0])
-    c.paint(
-        .4 * c.mask([(0, -.15), (side * width * .7, -.1), (side * width * 1.4, .3),
-                     (0, .32)], soft=.04), skin * .6)
-    c.paint(.35 * c.mask([(-.03, -.12), (.03, -.12), (.05, .22), (-.05, .22)], soft=.03),
-            (skin * 1.25).clip(0, 1))
-    c.paint(.4 * c.mask(oval(0, .34, width * 1.1, .05), soft=.035), skin * .5)
-    for s in (-1, 1):
-        c.paint(.75 * c.mask(oval(s * width * .62, .31, width * .3, .026), soft=.012), skin * .28)
+def between(a, b): return np.concatenate([a, b[::-1]])  # two curves as one outline
 
-# %% ../nbs/lib/03_standin.ipynb #715855ae
-def draw_mouth(
-    c,      # Canvas
-    skin,   # colour of the skin, (3,)
-    lips,   # colour of the lips, (3,)
-    width,  # half-width, about .25
-    smile,  # how far the corners rise, -.05 to .12
-    gape    # opening, 0 to .1
+# %% ../nbs/lib/03_standin.ipynb #fe8e3042
+def draw_eyes(
+    c,     # Canvas
+    rng,   # NumPy generator
+    skin,  # colour of the skin, (3,)
+    brows  # colour of the eyebrows, (3,)
 ):
-    "Mouth: two lips, and teeth when it is open."
-    t = np.linspace(-1, 1, 24)
-    x, y = width * t, .6 - smile * t * t
-    bow = .055 * (1 - t * t) * (1 - .35 * np.exp(-(t / .18)**2))
-    curve = lambda dy: np.stack([x, y + dy], -1)
-    c.paint(.4 * c.mask(curve(.15)[6:18].tolist() + curve(.2)[6:18][::-1].tolist(), soft=.04),
+    "Eyes with a white, an iris, a pupil and a lid, and a brow above each."
+    iris, opening, look = hue(rng, .15, .5), rng.uniform(.05, .085), rng.normal(0, .02, 2)
+    for x in (-.31, .31):
+        c.paint(.45 * c.mask(oval(x, -.1, .2, .13), soft=.06), skin * .55)
+        white = c.mask(between(arc(x, -.08, .155, -opening), arc(x, -.08, .155, .6 * opening)))
+        c.paint(white, (.93, .92, .9))
+        for r, colour in ((.08, iris), (.04, (.03, .03, .03))):
+            c.paint(white * c.mask(oval(x + look[0], -.085 + look[1], r, r)), colour)
+        lid = between(arc(x, -.1, .155, -opening), arc(x, -.07, .155, -opening))
+        c.paint(.85 * c.mask(lid), skin * .22)
+        c.paint(.85 * c.mask(between(arc(x, -.27, .18, -.06), arc(x, -.23, .18, -.06))), brows)
+
+# %% ../nbs/lib/03_standin.ipynb #10a27f68
+def draw_nose_and_mouth(
+    c,     # Canvas
+    rng,   # NumPy generator
+    skin,  # colour of the skin, (3,)
+    side   # of the nose that lies in shadow: -1 or 1
+):
+    "A shadow beside the nose and one below it, nostrils, two lips and the line between them."
+    w, smile = rng.uniform(.2, .31), rng.uniform(-.03, .1)
+    c.paint(.4 * c.mask([(0, -.15), (side * .1, -.1), (side * .18, .3), (0, .32)], soft=.04),
             skin * .6)
-    c.paint(
-        c.mask(np.concatenate([curve(-bow), curve((.075 + gape) * (1 - t * t))[::-1]]), soft=.008),
-        lips)
-    if gape > .03:
-        c.paint(c.mask(np.concatenate([curve(.004 - 0 * t),
-                                       curve(gape * (1 - t * t))[::-1]])), (.9, .88, .84))
-    c.paint(
-        .8 * c.mask(np.concatenate([curve(-.008 - 0 * t),
-                                    curve(.016 * (1 - t * t) + .002)[::-1]])), lips * .3)
-    c.paint(.3 * c.mask(oval(0, .655 + gape * .8, width * .4, .015), soft=.015), (1, .9, .88))
+    c.paint(.4 * c.mask(oval(0, .34, .14, .05), soft=.035), skin * .5)
+    for x in (-.08, .08):
+        c.paint(.75 * c.mask(oval(x, .31, .04, .026), soft=.012), skin * .28)
+    lips, line = skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), .6 - smile
+    c.paint(c.mask(between(arc(0, line, w, smile - .055), arc(0, line, w, smile + .075)),
+                   soft=.008), lips)
+    c.paint(.8 * c.mask(between(arc(0, line, w, smile - .008), arc(0, line, w, smile + .012))),
+            lips * .3)
 
 # %% ../nbs/lib/03_standin.ipynb #42dfc05c
 def draw_body(
@@ -255,63 +190,42 @@ def draw_body(
     skin    # colour of the skin, (3,)
 ):
     "Neck and a garment with a weave."
-    neck, cloth = rng.uniform(.36, .5), hue(rng)
-    c.paint(c.mask([(-neck, .5), (neck, .5), (neck + .08, 1.5), (-neck - .08, 1.5)], False),
-            skin * .82)
-    c.paint(.6 * c.mask(oval(0, .9, .6, .36), False, .1), skin * .45)
-    slope, dip = rng.uniform(1.35, 1.7), rng.uniform(1.3, 1.75)
-    shape = [(-3, slope + .6), (-neck - .12, slope - .25), (-neck * .6, dip - .1), (0, dip),
-             (neck * .6, dip - .1), (neck + .12, slope - .25), (3, slope + .6), (3, 6), (-3, 6)]
-    weave = (.1 * np.sin(c.x * rng.uniform(20, 60)) * np.sin(c.y * rng.uniform(20, 60)) +
-             .12 * fractal(rng, c.size, (6, 12, 64, 128)))
-    c.paint(c.mask(shape, False), cloth * (1 + weave[..., None]))
+    c.paint(c.mask([(-.43, .5), (.43, .5), (.5, 1.5), (-.5, 1.5)], False), skin * .7)
+    slope = rng.uniform(1.35, 1.7)
+    shape = [(-3, slope + .6), (-.5, slope - .25), (0, slope), (.5, slope - .25), (3, slope + .6),
+             (3, 6), (-3, 6)]
+    weave = .12 * fractal(rng, c.size, (6, 12, 64, 128))
+    c.paint(c.mask(shape, False), hue(rng) * (1 + weave[..., None]))
 
 # %% ../nbs/lib/03_standin.ipynb #7e53a5db
 def draw_head(
     c,      # Canvas
     rng,    # NumPy generator
     skin,   # colour of the skin, (3,)
-    light,  # direction towards the light
-    w       # half-width of the head
+    form    # from `shade`
 ):
-    "Ears and the head itself, shaded, with pores, blush and sometimes a beard."
-    form = shade(c, light, w)
+    "Ears and the head itself, shaded, with pores."
+    w = rng.uniform(.68, .82)
     flesh = skin * (form * (1 + .035 * fractal(rng, c.size, (8, 24, 96, 192), 1.)))[..., None]
-    for s in (-1, 1): c.paint(c.mask(oval(s * w - c.yaw * .3, .08, .13, .22), False), flesh * .85)
-    c.paint(
-        c.mask(
-            np.concatenate([
-                oval(0, -.05, w, 1.02, 2.1, (.5, 1)),
-                oval(0, -.05, w, 1.08, rng.uniform(1.8, 2.4), (0, .5))
-            ]), False), flesh)
     for s in (-1, 1):
-        c.paint(
-            rng.uniform(.05, .3) * c.mask(oval(s * .42, .28, .2, .16), soft=.1),
-            form[..., None] * (skin * (1, .72, .7)))
-    if rng.uniform() < .25:
-        beard = c.mask(
-            np.concatenate(
-                [oval(0, .15, w * .95, .86, 2.2, (0, .5)),
-                 oval(0, .5, .5, .22, 2, (.5, 1))]), False, .05)
-        c.paint(
-            beard * rng.uniform(.2, .7) *
-            (.75 + .25 * np.tanh(fractal(rng, c.size, (96, 192), 1.))), skin * .3)
+        c.paint(c.mask(oval(s * w - c.yaw * .3, .08, .13, .22), False), flesh * .85)
+    c.paint(c.mask(oval(0, 0, w, 1.06, rng.uniform(2, 2.3)), False), flesh)
 
-# %% ../nbs/lib/03_standin.ipynb #98bb3ef9
-def draw_glasses(
-    c,    # Canvas
-    rng   # NumPy generator
+# %% ../nbs/lib/03_standin.ipynb #07d9d3a0
+def draw_hair(
+    c,      # Canvas
+    rng,    # NumPy generator
+    colour, # of the hair, (3,)
+    form    # from `shade`
 ):
-    "Glasses: two rims, a bridge, a faint reflection."
-    r, thick, rim = np.array([.24, rng.uniform(.17, .22)]), rng.uniform(.018, .035), hue(
-        rng, .1, .4)
-    for s in (-1, 1):
-        ring = [oval(s * .31, -.06, *(r + d), 3) for d in (thick, 0)]
-        inside = c.mask(ring[1])
-        c.paint(.12 * inside, (.9, .95, 1))
-        c.paint((c.mask(ring[0]) - inside).clip(0, 1), rim)
-    c.paint(c.mask([(-.08, -.1), (.08, -.1), (.08, -.1 + thick * 1.5), (-.08, -.1 + thick * 1.5)]),
-            rim)
+    "A cap of hair whose strands run away from the crown, over the forehead."
+    noise = rng.standard_normal((16, 512), np.float32)
+    r, a = np.hypot(c.x, c.y + .7), np.arctan2(c.x, -c.y - .7)
+    at = (a * rng.uniform(25, 60) + 256).astype(np.float32), (r * 4 + 1).astype(np.float32)
+    strands = cv2.remap(noise, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    cap = between(oval(0, .05, .86, rng.uniform(1.1, 1.3), 2.2, (.48, 1.02)),
+                  arc(0, rng.uniform(-.2, .1), .75, rng.uniform(-.6, -.4)))
+    c.paint(c.mask(cap, False, .012), colour * (.55 + .6 * form * (1 + .38 * strands))[..., None])
 
 # %% ../nbs/lib/03_standin.ipynb #3c248704
 def draw_face(
@@ -321,31 +235,16 @@ def draw_face(
     "A drawn portrait as linear light: float32 RGB of shape (size, size, 3) in [0, 1]."
     c = Canvas(2 * size, (rng.uniform(.4, .6), rng.uniform(.44, .56)), rng.uniform(.3, .4),
                rng.normal(0, (.22, .1, .1)).clip(-.45, .45))
-    light = np.array(
-        [rng.choice((-1, 1)) * rng.uniform(.2, .9),
-         rng.uniform(-.9, .1),
-         rng.uniform(.4, .9)])
-    light /= np.linalg.norm(light)
-    w, skin, hair, iris = rng.uniform(.68, .82), palette(SKIN, rng), palette(HAIR, rng), hue(
-        rng, .15, .5)
-    back, front = hair_shapes(rng, w)
-    locks = hair * (.55 + .6 * shade(c, light, 1.1) * (1 + .38 * strands(c, rng)))[..., None] + .02
+    side = rng.choice((-1, 1))  # where the light comes from
+    light = np.array([side * rng.uniform(.2, .9), rng.uniform(-.9, .1), rng.uniform(.4, .9)])
+    form = shade(c, light / np.linalg.norm(light))
+    skin, hair = palette(SKIN, rng), palette(HAIR, rng)
     background(c, rng)
-    if back is not None: c.paint(c.mask(back, False, .015), locks * .7)
     draw_body(c, rng, skin)
-    draw_head(c, rng, skin, light, w)
-    look, opening = rng.normal(0, .02, 2), rng.uniform(.05, .085)
-    for side in (-1, 1): draw_eye(c, side, skin, iris, look, opening)
-    draw_nose(c, skin, light, rng.uniform(.1, .15))
-    draw_mouth(c, skin, skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), rng.uniform(.2, .31),
-               rng.uniform(-.03, .1), max(0, rng.uniform(-.1, .1)))
-    brow, lift = rng.uniform(.02, .05), rng.uniform(-.03, .06)
-    for side in (-1, 1):
-        arch = [(.15, -.26), (.32, -.3 - lift), (.5, -.24), (.33, -.3 - lift + brow * 1.6),
-                (.15, -.26 + brow)]
-        c.paint(.85 * c.mask([(side * x, y) for x, y in arch], soft=.012), hair * .7)
-    if rng.uniform() < .15: draw_glasses(c, rng)
-    if rng.uniform() < .92: c.paint(c.mask(front, False, .012), locks)
+    draw_head(c, rng, skin, form)
+    draw_eyes(c, rng, skin, hair * .7)
+    draw_nose_and_mouth(c, rng, skin, -side)
+    if rng.uniform() < .9: draw_hair(c, rng, hair, form)
     return cv2.resize((c.rgb * rng.uniform(.85, 1.05)).clip(0, 1)**2.2, (size, size),
                       interpolation=cv2.INTER_AREA)
 
@@ -458,7 +357,7 @@ def make_pair(
     return real, fake
 
 # %% ../nbs/lib/03_standin.ipynb #0edefb98
-STANDIN_VERSION = 1  # of the drawing: another version draws other bytes
+STANDIN_VERSION = 2  # of the drawing: another version draws other bytes
 
 def write_standin(
     folder,   # new folder
