@@ -12,11 +12,11 @@ from PIL import Image
 from starlette.formparsers import MultiPartParser
 
 from fakeface.core import MAX_BYTES, SUFFIXES, UNREAD, FaceError, ImageError, open_image, zip_images
-from fakeface.detector import (METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from, checkpoints,
-                               csv_rows, data_url, decided, examples, false_positives, tally)
+from fakeface.detector import (FIGURES, METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from,
+                               checkpoints, csv_rows, data_url, decided, examples, false_positives,
+                               tally)
 from fakeface.metrics import wilson
 from fakeface.faces import draw_boxes
-from fakeface.report import FIGURES
 
 MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
 # a shape beside the word, so that nothing is told by colour

@@ -40,6 +40,7 @@ def bootstrap_all(
 ):
     """`{name: {value, low, high}}` with percentile 95 % intervals under class-wise resampling of
     the images (Efron 1979)."""
+    # scipy.stats.bootstrap takes one statistic at a time; here one resample serves a dozen
     rng, groups = np.random.default_rng(seed), [np.flatnonzero(is_fake), np.flatnonzero(~is_fake)]
     draws = pd.DataFrame([
         metrics(is_fake[i], score[i])

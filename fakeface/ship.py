@@ -12,12 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from .core import *
-from .detector import SHIPPED, Detector
+from .detector import FIGURES, SHIPPED, Detector
 from .generators import people_table
 from .model import write_seal
-from .report import (FIGURES, brief_markdown, doubt_markdown, evaluate_folder, fill,
-                             in_short, left_out_table, results_markdown, robustness_markdown,
-                             table_markdown)
+from .report import (brief_markdown, doubt_markdown, evaluate_folder, fill, in_short,
+                             left_out_table, results_markdown, robustness_markdown, table_markdown)
 from .robustness import OWN
 
 # %% ../nbs/lib/11_ship.ipynb #ff8000c6

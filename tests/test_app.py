@@ -17,9 +17,8 @@ from streamlit.testing.v1 import AppTest
 
 from fakeface import core, detector as detecting
 from fakeface.core import FAKE, open_image
-from fakeface.detector import COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, row
+from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, row
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
-from fakeface.report import FIGURES
 from fakeface.standin import make_pair
 
 ROOT = Path(__file__).resolve().parent.parent
