@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAYS', 'COLUMNS', 'SHIPPED', 'READERS', 'CAVEAT', 'FIGURES', 'Verdict', 'safe_cell', 'row', 'folded', 'Detector',
-           'named', 'faces_of', 'candidates', 'small', 'judge_batch', 'stream', 'predict', 'explain', 'data_url',
-           'html_image', 'html_row', 'Verdicts', 'band_from', 'decided', 'tally', 'false_positives', 'csv_rows',
-           'whole_lines', 'judged_before', 'judge_into', 'to_parquet', 'save_heatmap', 'examples', 'checkpoints',
-           'export_onnx']
+           'named', 'faces_of', 'candidates', 'small', 'judge_batch', 'data_url', 'html_image', 'html_row', 'Verdicts',
+           'band_from', 'decided', 'tally', 'false_positives', 'csv_rows', 'whole_lines', 'judged_before', 'judge_into',
+           'to_parquet', 'save_heatmap', 'examples', 'checkpoints', 'export_onnx']
 
 # %% ../nbs/lib/07_detector.ipynb #b634f462
 import csv, io, os
@@ -23,11 +22,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
-
 
 from .core import *
 from .faces import face_crops
@@ -216,6 +215,7 @@ def judge_batch(
     return [v if c is None else replace(v, **next(told)) for v, c in batch]
 
 # %% ../nbs/lib/07_detector.ipynb #2fcbf34a
+@patch
 def stream(self:Detector,
     images,        # see `named`
     explain='',    # one of `METHODS`: keep heatmap and image
@@ -235,6 +235,7 @@ def stream(self:Detector,
         yield from judge_batch(self, batch, explain)
 
 # %% ../nbs/lib/07_detector.ipynb #8b36f8c6
+@patch
 def predict(self:Detector,
     images,        # see `named`
     batch_size=16, # faces held at once
@@ -245,6 +246,7 @@ def predict(self:Detector,
     return Verdicts(self.stream(images, '', batch_size, progress, whole))
 
 # %% ../nbs/lib/07_detector.ipynb #22503cbc
+@patch
 def explain(self:Detector,
     images,        # see `named`
     method='gradcam', # one of `METHODS`
@@ -254,8 +256,6 @@ def explain(self:Detector,
 ):
     "Verdicts with `heatmap` and `image`: where the evidence for each verdict lies."
     return Verdicts(self.stream(images, method, batch_size, progress, whole))
-
-Detector.stream, Detector.predict, Detector.explain = stream, predict, explain
 
 # %% ../nbs/lib/07_detector.ipynb #778d41b6
 def data_url(
