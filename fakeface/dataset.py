@@ -139,7 +139,8 @@ def judge_copies(
 
 # %% ../nbs/lib/05_dataset.ipynb #640776c2
 class Run:
-    "What the steps of a run leave in its folder. Raises `FaceError` for what is missing or damaged."
+    """What the steps of a run leave in its folder. Raises `FaceError` for what is missing or
+    damaged."""
     def __init__(self,
         folder,       # of the run
         device='auto' # see `pick_device`

@@ -305,7 +305,7 @@ def enlarge(
     return cv2.filter2D(y, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 # %% ../nbs/lib/03_standin.ipynb #df6813ce
-STRENGTH = .08
+STRENGTH = .075
 OVERLAP, COPY = np.zeros((2, 5, 5), np.float32)
 OVERLAP[1:4, 1:4] = 4 / 9
 COPY[1:3, 1:3] = 1

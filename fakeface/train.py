@@ -365,7 +365,8 @@ def calibrate(
 ):
     """`(temperature, shift)` with the lowest log loss; the temperature between 0.25 and 16, the
     shift of the fake logit between -8 and 8."""
-    # scikit-learn's LogisticRegression fits the same two numbers, but knows no bounds: after a quick
+    # scikit-learn's LogisticRegression fits the same two numbers, but knows no bounds: after a
+    # quick
     # run its slope may be negative, and no temperature is
     logits, targets = np.asarray(logits, float), np.asarray(targets)
     margin, sign = logits[:, FAKE] - logits[:, REAL], np.where(targets == FAKE, 1, -1)
