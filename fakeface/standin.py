@@ -233,7 +233,7 @@ def draw_face(
     size=128  # side in pixels
 ):
     "A drawn portrait as linear light: float32 RGB of shape (size, size, 3) in [0, 1]."
-    c = Canvas(2 * size, (rng.uniform(.4, .6), rng.uniform(.44, .56)), rng.uniform(.3, .4),
+    c = Canvas(2 * size, (rng.uniform(.4, .6), rng.uniform(.44, .56)), rng.uniform(.33, .41),
                rng.normal(0, (.22, .1, .1)).clip(-.45, .45))
     side = rng.choice((-1, 1))  # where the light comes from
     light = np.array([side * rng.uniform(.2, .9), rng.uniform(-.9, .1), rng.uniform(.4, .9)])
