@@ -386,6 +386,8 @@ def run(
     changed."""
     run_dir, settings = Path(run_dir).resolve(), run_settings(run_dir)
     keys, steps = step_keys(settings), run_steps(run_dir)
+    # threads that wait for each other give way: beside another training, steps of half the time
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     with writing(run_dir):
         sweep(run_dir)
         done = load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}
