@@ -93,7 +93,7 @@ def test_the_package_needs_no_tool_of_its_makers():
     assert {'core', 'data', 'model', 'train', 'cli'} <= set(names)
     code = f"""
 import importlib, sys
-for name in {['nbdev', 'execnb', 'fastcore', 'ghapi', 'jupytext', 'jupyterlab', 'pytest', 'playwright', 'kagglehub']}: sys.modules[name] = None
+for name in {['nbdev', 'execnb', 'ghapi', 'jupytext', 'jupyterlab', 'pytest', 'playwright', 'kagglehub']}: sys.modules[name] = None
 for name in {names}: importlib.import_module('fakeface.' + name)
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
