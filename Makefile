@@ -31,6 +31,7 @@ lab: $(READY) hooks  ## JupyterLab on the notebooks
 notebooks: $(READY)  ## run all notebooks in place and export the package
 	$(BIN)/nbdev_export
 	TQDM_DISABLE=1 PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/*.ipynb nbs/lib/*.ipynb
+	$(BIN)/python docs/pictures.py nbs/*.ipynb nbs/lib/*.ipynb
 	$(BIN)/nbdev_clean
 
 hooks: $(READY)  ## let git clean and merge notebooks
