@@ -13,7 +13,7 @@ run: $(READY)  ## the whole pipeline on the generated stand-in, then where the r
 
 test: $(READY) lint  ## pytest, then every notebook as a test
 	$(BIN)/python -m pytest -q -m 'not slow' --durations 20 tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/nbdev_test --n_workers 1 --timing
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 1 --timing
 
 slow: $(READY)  ## what takes long to prove: killed runs, load, several processes, long walks through the demo
 	$(BIN)/python -m pytest -q -m slow --durations 20 tests

@@ -86,5 +86,6 @@ def main(
     except FaceError as e:
         print(f'fakeface: {e}', file=sys.stderr)
         return 2
+    return 0
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
