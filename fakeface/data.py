@@ -276,6 +276,7 @@ def chosen(
 MANIFEST = ['path', 'label', 'split', 'sha256', 'width', 'height', 'format', 'quality', 'bytes',
             'generator', 'source']
 
+# %% ../nbs/01_data.ipynb #37fcf6cd
 def sample(
     root,          # data set, or a folder with some in it
     # {'train': n, 'valid': n, 'test': n}: at most this many images, half of each class; 0: all that

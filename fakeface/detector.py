@@ -101,6 +101,7 @@ def folded(
 SHIPPED = (Path(__file__).resolve().parent/'weights' /
            'model.safetensors' if '__file__' in globals() else None)
 
+# %% ../nbs/lib/07_detector.ipynb #8a7bbb15
 class Detector:
     "Judges and explains images with the weights of one checkpoint. Safe to share between threads."
     def __init__(self,

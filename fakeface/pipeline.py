@@ -99,6 +99,7 @@ WORDS = {
     'train.precision': ('auto', 'fp32', 'bf16', 'fp16')
 }
 
+# %% ../nbs/lib/08_pipeline.ipynb #8aac58ec
 def within(
     name,  # 'train.epochs'
     value  # of the right type

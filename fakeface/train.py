@@ -193,8 +193,7 @@ def train_epoch(
     every, drawn = 1 if device.type == 'cpu' else 50, batches.batch_sampler
     first = lambda i: batches.dataset.path_of(drawn.batches[i][0])
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
-        images, targets = images.to(device,
-                                    non_blocking=True), targets.to(device, non_blocking=True)
+        images, targets = (x.to(device, non_blocking=True) for x in (images, targets))
         with autocast(device, dtype):
             logits = model(to_input(images, normalize)).float()
         loss = cross_entropy(logits, targets)
@@ -210,13 +209,11 @@ def train_epoch(
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
-        if average:
-            average.update_parameters(model)
+        if average: average.update_parameters(model)
     total = np.dot(check_losses(losses, desc, first), sizes)
     sums = torch.tensor(
         [total, torch.stack(hits).sum().item(), sum(sizes)], dtype=torch.float64, device=device)
-    if n > 1:
-        dist.all_reduce(sums)
+    if n > 1: dist.all_reduce(sums)
     loss, right, seen = sums.tolist()
     return dict(train_loss=loss / seen, train_accuracy=right / seen)
 
@@ -334,8 +331,7 @@ def fit(
     if epochs < 1:
         raise FaceError(f'epochs={epochs}: at least one is needed')
     (rank, n), net = world(), model.to(device, memory_format=torch.channels_last)
-    if n > 1:
-        net = DistributedDataParallel(model)
+    if n > 1: net = DistributedDataParallel(model)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = averaged(model, ema)
     judged = average.module if ema else model
