@@ -8,7 +8,8 @@ __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF',
            'MAX_STORE', 'OFFLINE', 'CHECK', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted', 'unpacked',
            'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts',
            'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'source_types', 'history',
-           'stated', 'failures', 'signature', 'signed_claims', 'signed_claim', 'claims', 'disagreement']
+           'stated', 'failures', 'signature', 'remote_claims', 'signed_claims', 'signed_claim', 'claims',
+           'disagreement']
 
 # %% ../nbs/lib/14_claims.ipynb #0e197339
 import json, re, subprocess, sys, zlib
@@ -200,7 +201,7 @@ TOOLS = (
     ('SD.Next', STEPS, r'\bApp: SD\.Next'),
     ('Draw Things', r'^creatortool: Draw Things'),
     ('Draw Things', r'^usercomment: \{', r'"seed_mode"'),
-    ("AUTOMATIC1111's Stable Diffusion web UI, or of one that writes like it", STEPS),
+    ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', STEPS),
     ('ComfyUI', r'"class_type"\s?:|"last_node_id"\s?:'),
     ('InvokeAI', r'^(?:invokeai_\w+|sd-metadata|dream): .'),
     ('NovelAI', r'^(?:software|creatortool): NovelAI'),
@@ -234,9 +235,9 @@ def settings_claims(
         if tool: programs[tool] = programs.get(tool) or model and (model[1] or model[2]) or ''
         elif NAMED.search(text): named[quoted(text.partition(': ')[2])] = None
     for tool, model in programs.items():
-        told = f' (model {quoted(model, 40)})' if model else ''
-        yield Claim('settings', f'The file holds settings of {tool}{told}, a program that makes '
-                    f'images with AI models. {EASY}', tool, None, 'generated')
+        told = f', with the model {quoted(model, 40)}' if model else ''
+        yield Claim('settings', f'The file holds settings of {tool}, which makes images with AI '
+                    f'models{told}. {EASY}', tool, None, 'generated')
     for maker in islice(() if programs else named, 3):
         yield Claim('settings', f'The file names what made it: {maker}, which makes images with AI '
                     f'models. {EASY}', maker.strip('"'), None, 'generated')
@@ -275,15 +276,11 @@ AIGC = {'1': ('generated', ORIGINS['generated']), '2': ('', 'it may have been ma
 def label_claims(
     found  # from `texts`
 ):
-    "A claim for each label among the texts, and for a statement that is kept elsewhere."
+    "A claim for each label among the texts."
     for key, _, text in (f.partition(': ') for f in found):
         if key in ('digitalsourcetype', 'digitalsourcefiletype'): origin, words = meaning(text)
         elif 'AIGC' in (text[:200] + key.upper()) and (
                 label := re.search(r'Label\W{1,9}([123])\b', text)): origin, words = AIGC[label[1]]
-        elif key == 'provenance' and text.startswith('http'):
-            yield Claim('signed', 'The file points to a signed statement on the internet, at '
-                        f'{quoted(text)}. Nothing is fetched, so it was not read.')
-            continue
         else: continue
         yield Claim('label', f'The file carries a label which says that {words}. {EASY}', '', None,
                     origin)
@@ -356,7 +353,7 @@ def source_types(
         for key, value in part.items():
             if key.lower().endswith('digitalsourcetype') and isinstance(value, str):
                 agent = part.get('softwareAgent') or ''
-                yield action, agent.get('name', '') if isinstance(agent, dict) else agent, value
+                yield action, str(agent.get('name') if isinstance(agent, dict) else agent), value
             else: yield from source_types(value, action)
     elif isinstance(part, list):
         for value in part: yield from source_types(value, action)
@@ -388,7 +385,7 @@ def stated(
         for action, agent, kind in source_types(manifest.get('assertions', [])):
             origin, words = meaning(kind)
             if origin == 'generated' and not (
-                    whole and (action in ('', 'c2pa.created') or not parent)):
+                    whole and (action in ('', 'c2pa.created', 'c2pa.opened') or not parent)):
                 origin, words = 'part', ORIGINS['part']
             if whole or origin == 'part': told.setdefault(origin, words)
             programs += [agent] if origin in ('generated', 'part') else []
@@ -433,7 +430,17 @@ def signature(
     return None, (f'The signature holds for this file, but this machine has no trust anchor for '
                   f'the signer, who is named {signer}: anyone can sign under any name.')
 
-# %% ../nbs/lib/14_claims.ipynb #050b7706
+# %% ../nbs/lib/14_claims.ipynb #b76d2692
+def remote_claims(
+    found  # from `texts`
+):
+    "A claim for a statement that is kept elsewhere."
+    for key, _, text in (f.partition(': ') for f in found):
+        if key == 'provenance' and text.startswith('http'):
+            yield Claim('signed', 'The file points to a signed statement on the internet, at '
+                        f'{quoted(text)}. Nothing is fetched, so it was not read.')
+
+# %% ../nbs/lib/14_claims.ipynb #cdecdfac
 MISSING = ("The file may carry a signed statement (C2PA), which was not read: pip install "
            "'fakeface[claims]'")
 
@@ -450,7 +457,7 @@ def signed_claims(
                     f'{printable(store)}.')
     elif store: yield signed_claim(store)
 
-# %% ../nbs/lib/14_claims.ipynb #b813103f
+# %% ../nbs/lib/14_claims.ipynb #a4baedaa
 def signed_claim(
     store  # from `read_store`
 ):
@@ -465,7 +472,7 @@ def signed_claim(
     return Claim('signed', f'The file carries a signed statement{by}{says}{using}. {holds}',
                  signer[1:-1], verified, origin)
 
-# %% ../nbs/lib/14_claims.ipynb #b004c598
+# %% ../nbs/lib/14_claims.ipynb #aaed9ca2
 def claims(
     src,        # path, bytes or binary file object of an image
     name=None,  # what an error calls it; the path by default
@@ -477,11 +484,11 @@ def claims(
     name = name or (src if isinstance(src, (str, Path)) else getattr(src, 'name', None) or 'image')
     data = read_bytes(src, name)
     with opened(data, name) as im: found = texts(im, data)
-    told = [*signed_claims(data, anchors), *label_claims(found), *settings_claims(found),
-            *camera_claims(found)]
+    signed = [*signed_claims(data, anchors)] or [*remote_claims(found)]
+    told = [*signed, *label_claims(found), *settings_claims(found), *camera_claims(found)]
     return Claims({c.says: c for c in told}.values())
 
-# %% ../nbs/lib/14_claims.ipynb #98f713a0
+# %% ../nbs/lib/14_claims.ipynb #f26549c0
 def disagreement(
     claims,  # list of Claim
     verdict  # Verdict, or its word: 'fake', 'real', 'uncertain' or ''
@@ -495,4 +502,7 @@ def disagreement(
     if word == 'fake' and 'captured' in said and not said & {'generated', 'part'}:
         return ('The file and the model disagree: the file says that it was taken with a camera, '
                 'the model finds traces of generation. Neither proves the other wrong.')
+    if word == 'real' and 'part' in said:
+        return ('The file says that part of it was made by an AI model; the model finds no trace '
+                'of that in this face. The part may be elsewhere.')
     return ''
