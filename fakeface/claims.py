@@ -23,7 +23,8 @@ from struct import unpack_from
 
 from PIL import IptcImagePlugin
 
-from .core import *
+from .core import printable
+from .images import opened, read_bytes
 
 # %% ../nbs/lib/14_claims.ipynb #504c73a4
 @dataclass(frozen=True)
