@@ -239,18 +239,26 @@ def is_image_name(
 
 # %% ../nbs/lib/01_core.ipynb #3ac49bfe
 def walk_images(
-    folder  # searched with its subfolders, links to folders and hidden ones excepted
+    folder,      # searched with its subfolders, hidden ones excepted
+    passed=None, # Counter of other files by kind; added to
+    root=None,   # real path of the folder where the search began
+    seen=None    # (device, number) of folders that were searched
 ):
-    """Image files in a folder as `Path`, one at a time, ordered by path. Subfolders that may not be
-    read are passed over."""
+    """Image files in a folder as `Path`, one at a time, ordered by path, each folder once.
+    Subfolders that may not be read are passed over."""
+    root, seen = root or os.path.realpath(folder), set() if seen is None else seen
     try:
         # a/x comes after a.jpg
-        entries = sorted(os.scandir(folder),
-                         key=lambda e: e.name + '/' * e.is_dir(follow_symlinks=False))
+        entries = sorted(os.scandir(folder), key=lambda e: e.name + '/' * e.is_dir())
+        facts = os.stat(folder)
     except OSError: return
+    if (facts.st_dev, facts.st_ino) in seen: return
+    seen.add((facts.st_dev, facts.st_ino))
     for e in entries:
-        if e.is_dir(follow_symlinks=False):
-            yield from walk_images(e.path) if not e.name.startswith('.') else ()
+        if e.is_dir():
+            if not e.name.startswith('.') and not (e.is_symlink() and f'{root}/'.startswith(
+                    os.path.realpath(e.path) + '/')):
+                yield from walk_images(e.path, passed, root, seen)
         elif is_image_name(p := Path(e.path)) and p.is_file(): yield p
 
 # %% ../nbs/lib/01_core.ipynb #c1bb46c5
