@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .core import *
 from .images import *
-from .data import (bits_apart, data_sets, dhash, inspect_image, jpeg_quality, list_images,
+from .data import (bits_apart, dhash, inspect_image, jpeg_quality, list_images,
                            load_manifest, shuffled, source_name, span)
 from .dataset import *
 from .evaluate import INK, properties
@@ -134,13 +134,14 @@ def framing(
 
 # %% ../nbs/08_generators.ipynb #8e47dccc
 def original_sides(
-    root  # data set, or a folder with some in it
+    root,  # data set, or a folder with some in it
+    paths  # of images, relative to it
 ):
     """`{path: side}` as each data set's own index.csv tells it, where it has one: the side in
     pixels of the square that was cut out of the original (columns split, label, source, file,
     side)."""
     sides, root = {}, Path(root)
-    for d in data_sets(root):
+    for d in {root/f for p in paths for f in Path(p).parents}:
         if not (d/'index.csv').is_file(): continue
         index = pd.read_csv(d/'index.csv')
         if not {'split', 'label', 'source', 'file', 'side'} <= set(index): continue
@@ -176,7 +177,7 @@ def audit_sources(
 ):
     """Size, codec, framing and original side of each source, and the statistic that gives it away:
     DataFrame to show."""
-    groups, sides = manifest.groupby(['label', 'source']), original_sides(root)
+    groups, sides = manifest.groupby(['label', 'source']), original_sides(root, manifest.path)
     chosen = [p for _, part in groups for p in shuffled(part.path, seed)[:each]]
     looked = manifest[manifest.path.isin(chosen)]
     d = describe(root, looked[['path', 'label', 'source', 'format']], 'sources')

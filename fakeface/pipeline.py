@@ -298,7 +298,8 @@ def prepare(
     if g['people']:
         people_sample(g['people'], 1)
         g['people'] = str(Path(g['people']).resolve())
-    for r in d['roots']: list_images(r, both=len(d['roots']) == 1)
+    for r in d['roots']: list_images(r, both=len(d['roots']) == 1, classes=d['classes'])
+    if d['classes'] and not d['roots']: raise FaceError('classes: name a data set with --data')
     d['roots'] = [str(Path(r).resolve()) for r in d['roots']]
     if d['standin_dir'] == defaults('01_data')['standin_dir'][0]:
         d['standin_dir'] = str(repo_path('data'))

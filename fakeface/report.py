@@ -23,7 +23,7 @@ from PIL import Image
 from .core import *
 from .images import *
 from .corrupt import corrupt
-from .data import audit, list_images, load_manifest, source_name
+from .data import audit, list_images, load_manifest, source_name, taken_text
 from .dataset import *
 from .evaluate import compare, evaluate, leave_evaluation, metrics_table
 from .metrics import *
@@ -419,11 +419,12 @@ def judge_folder(
     root,            # data set in any layout; one class is enough
     split=None,      # only this split, if the data set has splits
     copy='',         # corruption that each file goes through first, see `corrupt`
-    progress=True
+    progress=True,
+    classes=()       # see `list_images`
 ):
     """Predictions of a detector on the images of a folder, each judged whole: `(DataFrame with
     path, label and p_fake, number of unreadable images)`. Raises `FaceError`."""
-    files = list_images(root, both=False)
+    files = list_images(root, both=False, classes=classes)
     if split: files = files[files.split == split]
     if not len(files): raise FaceError(f'{root}: no images in split {split!r}')
     if not hasattr(detector, 'predict'):
@@ -445,12 +446,15 @@ def evaluate_folder(
     bootstrap=2000,  # resamples
     progress=True,
     copy='',         # corruption that each file goes through first, see `corrupt`
+    classes=(),      # see `list_images`
     out=None         # folder for the numbers, figures and report.html; None: nothing is written
 ):
-    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source` and the
-    number of unreadable images. Raises `FaceError`."""
-    judged, unreadable = judge_folder(detector, root, split, copy, progress)
-    about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable)
+    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source`, the number
+    of unreadable images and what was `taken`, in words. Raises `FaceError`."""
+    judged, unreadable = judge_folder(detector, root, split, copy, progress, classes)
+    passed = judged.attrs['passed'] | ({'unreadable': unreadable} if unreadable else {})
+    about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable,
+                 taken=taken_text(judged, passed))
     threshold, band, meta = (getattr(detector, n, v)
                              for n, v in (('threshold', .5), ('band', None), ('meta', {})))
     if not out: return evaluate(judged, threshold, bootstrap, band=band) | about
@@ -484,11 +488,12 @@ def robustness_folder(
     split=None,   # only this split, if the data set has splits
     images=0,     # images judged, half of each class; 0: all
     workers=2,    # processes that decode and corrupt, if there are images enough to be worth it
+    classes=(),   # see `list_images`
     **how         # device, batch_size, bootstrap, seed: see `leave_robustness`
 ):
     """What `leave_robustness` returns, with the number of images left out; also writes
     `report.html`. Raises `FaceError`."""
-    files, out = list_images(root), Path(out)
+    files, out = list_images(root, classes=classes), Path(out)
     if split: files = files[files.split == split]
     good = []
     for p in files.path:
