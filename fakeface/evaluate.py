@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .core import *
 from .images import *
 from .data import jpeg_quality
-from .faces import find_faces, side, square
+from .faces import aligned_square, find_faces, side_length
 from .metrics import *
 
 # %% ../nbs/04_evaluate.ipynb #2804219c
@@ -269,7 +269,8 @@ def look(
     faces = find_faces(image)
     return (properties(image)
             | dict(kilobytes=len(data) / 1000, quality=quality,
-                   face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan))
+                   face=(side_length(aligned_square(faces[0])) / min(image.shape[1:])
+                         if faces else np.nan)))
 
 # %% ../nbs/04_evaluate.ipynb #4a9356ce
 def compare_errors(

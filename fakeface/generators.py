@@ -32,7 +32,7 @@ from .data import (bits_apart, dhash, inspect_image, jpeg_quality, list_images,
 from .dataset import *
 from .evaluate import INK, properties
 from .metrics import *
-from .faces import face_crops, find_faces, side, square
+from .faces import aligned_square, face_crops, find_faces, side_length
 from .model import *
 
 # %% ../nbs/08_generators.ipynb #525ba34c
@@ -130,7 +130,7 @@ def framing(
     try: image = open_image(path)
     except ImageError: return np.nan
     found = find_faces(image)
-    return side(square(found[0])) / min(image.shape[1:]) if found else np.nan
+    return side_length(aligned_square(found[0])) / min(image.shape[1:]) if found else np.nan
 
 # %% ../nbs/08_generators.ipynb #8e47dccc
 def original_sides(
@@ -544,7 +544,7 @@ def largest_face(
     if (bits_apart(dhash(Image.fromarray(image.transpose(1, 2, 0)))[None], known).min(initial=256)
             <= near):
         return None
-    try: return face_crops(image, size, path)[0][1]
+    try: return face_crops(image, size, path)[0][0][1]
     except ImageError: return None
 
 # %% ../nbs/08_generators.ipynb #91c4eb45
