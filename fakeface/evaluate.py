@@ -156,11 +156,13 @@ def plot_curves(
     "ROC and precision-recall curves side by side."
     fake, score = predictions.label == 'fake', predictions.p_fake
     fig, (a, b) = plt.subplots(1, 2, figsize=(8, 3.6))
-    roc = RocCurveDisplay.from_predictions(fake, score, ax=a, plot_chance_level=True)
+    roc = RocCurveDisplay.from_predictions(fake, score, name='model', ax=a,
+                                           plot_chance_level=True)
     pr = PrecisionRecallDisplay.from_predictions(fake, score, ax=b)
     said = score >= threshold
     tpr, fpr = said[fake].mean(), said[~fake].mean()
     a.plot(fpr, tpr, 'o', color='C1', label=f'threshold {threshold:.2f}')
+    a.legend(loc='lower right')
     b.plot(tpr, precision_score(fake, said, zero_division=0), 'o', color='C1')
     a.set(xlabel='share of reals accused', ylabel='share of fakes caught',
           title=f'ROC, area {roc.roc_auc:.4f}')

@@ -145,7 +145,7 @@ def evaluate_folder(
     result = save_numbers(run, judged, threshold, band, bootstrap=bootstrap, **about)
     save_errors(run, judged, threshold, show=show, bootstrap=bootstrap)
     save_clusters(run, judged, threshold, features)
-    run_step(STEPS[-1], {}, run.dir)
+    run_step(STEPS[-1], dict(title='Real or generated?'), run.dir)
     return result
 
 # %% ../nbs/lib/15_folders.ipynb #9f65820f
