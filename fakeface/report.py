@@ -22,7 +22,7 @@ from .detector import FIGURES
 from .evaluate import metrics_table
 from .generators import people_table
 from .metrics import *
-from .robustness import beside_table, drift_table, flips_text, robustness_table
+from .robustness import beside_table, shift_table, inconsistency_text, robustness_table
 from .shortcuts import shortcut_table
 
 # %% ../nbs/10_report.ipynb #0f1750bd

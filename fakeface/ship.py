@@ -18,7 +18,7 @@ from .folders import evaluate_folder
 from .generators import people_table
 from .metrics import *
 from .model import write_seal
-from .robustness import OWN, flips_text, in_the_middle, robustness_table
+from .robustness import OWN, inconsistency_text, in_the_middle, robustness_table
 
 # %% ../nbs/lib/11_ship.ipynb #03e86582
 def markdown_table(
@@ -77,7 +77,7 @@ def robustness_markdown(
     copies = in_the_middle([r['copy'] for r in model['rows']])
     rows = [r for r in model['rows'] if r['copy'] in copies]
     table = markdown_table(robustness_table(dict(rows=rows)))
-    return f'{n} images.\n\n{table}\n\n{flips_text(model["flips"])}'
+    return f'{n} images.\n\n{table}\n\n{inconsistency_text(model["flips"])}'
 
 # %% ../nbs/lib/11_ship.ipynb #e8ca0d74
 def left_out_table(

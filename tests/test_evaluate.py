@@ -11,8 +11,8 @@ from sklearn import metrics as sk
 
 from fakeface.core import FaceError, load_json
 from fakeface.detector import Detector
-from fakeface.evaluate import (claims, cluster_rows, clusters, compare, compare_errors, errors,
-                               evaluate, grouped, holm, mcnemar, metrics_table, plot_confusion,
+from fakeface.evaluate import (cluster_rows, clusters, compare, compare_errors, errors, evaluate,
+                               group_claims, grouped, holm, mcnemar, metrics_table, plot_confusion,
                                plot_curves, plot_errors, plot_reliability, ranking, slices)
 from fakeface.folders import evaluate_folder, judge_folder
 from fakeface.metrics import ece, ece_if_perfect, wilson
@@ -183,18 +183,19 @@ def test_of_nothing_hardly_anything_is_claimed():
         facts = pd.DataFrame(rng.normal(size=(400, 6))).add_prefix('p')
         return slices(facts.assign(wrong=rng.uniform(size=400) < .1))
     drawn = [analysis(seed) for seed in range(100)]
-    assert sum('None of these 24 groups' not in claims(s)[0] for s in drawn) <= 9
+    assert sum('None of these 24 groups' not in group_claims(s)[0] for s in drawn) <= 9
     assert sum((s.p < .05).any() for s in drawn) > 40
 
 def test_what_stands_out_is_named_with_its_counts():
     t = pd.DataFrame(dict(wrong=np.arange(400) < 20, size=np.arange(400.)))
-    said, *_ = claims(slices(t))  # the others stand out for having none
+    said, *_ = group_claims(slices(t))  # the others stand out for having none
     assert 'Of the 100 images with size from' in said and '20 are misjudged: 20.0 %' in said
     assert 'against 0.0 % of the others' in said
     first = np.arange(400) < 19
     few = pd.DataFrame([grouped(first, first, 'of a small group'),
                         grouped(first, np.arange(400) % 2 == 0, 'of a large one')])
-    assert 'None of these 1 groups' in claims(few)[0] and few.p[0] < 1e-20  # shown, not claimed
+    assert 'None of these 1 groups' in group_claims(few)[0]
+    assert few.p[0] < 1e-20  # shown, not claimed
 
 def test_images_in_which_no_face_was_found_are_a_slice():
     faces = [np.nan] * 30 + list(np.linspace(.8, 1, 70))
