@@ -245,8 +245,9 @@ def cmd_evaluate(a):
     from fakeface.corrupt import parse
     from fakeface.detector import Detector
     from fakeface.evaluate import metrics_table
+    from fakeface.folders import evaluate_folder
     from fakeface.metrics import calibration_text
-    from fakeface.report import STANDIN, evaluate_folder
+    from fakeface.report import STANDIN
     parse(a.corrupt)  # before what is slow
     if a.out and Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.full: return full(a)
@@ -300,17 +301,16 @@ def cmd_robustness(a):
     accuracy, doubt, drift and flips as curves."""
     from fakeface.corrupt import parse
     from fakeface.detector import SHIPPED
-    from fakeface.model import pick_device
+    from fakeface.folders import robustness_folder
     from fakeface.pipeline import defaults
-    from fakeface.report import robustness_folder
     from fakeface.robustness import beside_table, checkpoints
     copies = defaults('06_robustness')['copies'][0] if a.copies is None else a.copies.split()
     for c in copies: parse(c)
     if Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.images < 0: raise FaceError(f'--images {a.images}: must not be negative')
     result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, copies,
-                               a.out, a.split, a.images, classes=a.classes,
-                               device=pick_device(a.device))
+                               a.out, a.split, images=a.images, classes=a.classes,
+                               device=a.device)
     print(beside_table(result).to_string(index=False))
     print(f'{result["n"]} images, {result["unreadable"]} unreadable\nreport: '
           f'{show(Path(a.out)/"report.html")}')
@@ -321,7 +321,7 @@ def cmd_robustness(a):
     epilog='example: fakeface compare runs/A runs/B    (or folders left by evaluate --out)')
 def cmd_compare(a):
     "Put two runs side by side on the images that both judged, with paired tests."
-    from fakeface.report import compare_runs
+    from fakeface.folders import compare_runs
     table, text = compare_runs(*a.runs)
     print(table.to_string())
     print(text)

@@ -123,7 +123,7 @@ def check_table(app, vs, n):
 
 def check_csv(text, vs, any_order=False):
     head, *rows = csv.reader(io.StringIO(text))
-    if any_order: rows.sort(); vs = sorted(vs, key=row)
+    if any_order: rows.sort(); vs = sorted(vs, key=table_row)
     assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [table_row(v)[:2] + table_row(v)[3:] for v in vs]
     assert all(abs(float(r[2]) - v.p_fake) < 1e-5 if v.verdict else r[2] == '' for r, v in zip(rows, vs))
 
