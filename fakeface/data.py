@@ -6,7 +6,7 @@
 __all__ = ['ALIASES', 'FILES', 'STANDARD_SUM', 'MANIFEST', 'KAGGLE_SET', 'subfolders', 'own_classes', 'data_sets',
            'class_folders', 'source_name', 'files_of', 'list_images', 'join_roots', 'shuffled', 'fill_splits',
            'without', 'jpeg_quality', 'dhash', 'bits_apart', 'inspect_image', 'take', 'in_turn', 'chosen', 'sample',
-           'leaks', 'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch']
+           'leaks', 'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch', 'data_settings']
 
 # %% ../nbs/01_data.ipynb #0cbba6cb
 import os
@@ -417,3 +417,12 @@ def fetch(
     except OSError as e: raise FaceError(f'{handle}: cannot write the download ({e})') from None
     class_folders(path)
     return Path(path)
+
+# %% ../nbs/01_data.ipynb #6127c4f1
+def data_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them: paths absolute. Raises `FaceError` for what is no data set."
+    for r in s['roots']: list_images(r, both=len(s['roots']) == 1)
+    return s | dict(roots=[str(Path(r).resolve()) for r in s['roots']],
+                    standin_dir=str(Path(s['standin_dir'] or repo_path('data')).resolve()))

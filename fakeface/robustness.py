@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTHING', 'LOOKS', 'OWN', 'stance', 'effect', 'flips', 'flips_text', 'robustness', 'robustness_table', 'drift_table',
            'kinds', 'strength', 'in_the_middle', 'beside_table', 'plot_panels', 'told_of', 'plot_robustness',
-           'plot_drift', 'checkpoints', 'plot_calibration', 'leave_robustness']
+           'plot_drift', 'checkpoints', 'plot_calibration', 'leave_robustness', 'robustness_settings']
 
 # %% ../nbs/06_robustness.ipynb #96507194
 import os, re
@@ -328,3 +328,10 @@ def leave_robustness(
                           reliability=plot_calibration(test.label, scores)).items():
         save_figure(fig, out/'figures'/f'{name}.png')
     return result
+
+# %% ../nbs/06_robustness.ipynb #c91d0221
+def robustness_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them, see `checkpoints`. Raises `FaceError`."
+    return s | dict(beside=[f'{n}={p}' for n, p in checkpoints(s['beside']).items()])
