@@ -79,9 +79,9 @@ def kernel_sockets():
 
 # %% ../nbs/lib/08_pipeline.ipynb #4ae60f51
 def run_step(
-    step: str,      # name of a notebook
-    settings: dict, # of this step
-    run_dir: Path   # absolute path of the run
+    step,      # name of a notebook
+    settings,  # of this step
+    run_dir    # absolute path of the run
 ):
     """Execute the run of one notebook into the run folder, as `.ipynb`, and as `.html` without the
     code.
