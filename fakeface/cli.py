@@ -69,11 +69,11 @@ shortcuts, generators, explanations, report.'''
     epilog=PROFILES)
 def cmd_run(a):
     "Run the pipeline on a profile, or finish a run that was cut off."
-    from fakeface.pipeline import QUICK_SETS, prepare, run_settings
+    from fakeface.pipeline import QUICK_SETS, prepare, run_config
     if a.resume and (a.data or a.set or a.profile or a.quick or a.classes):
         raise FaceError('--resume goes on with the settings of the run; leave out --profile, '
                         '--data, --classes, --quick and --set')
-    if a.resume: run_settings(a.resume)
+    if a.resume: run_config(a.resume)
     finish(
         Path(a.resume) if a.resume else prepare(
             a.profile or 'demo', a.data, a.out,

@@ -8,7 +8,7 @@ __all__ = ['STATISTICS', 'CLOSE', 'GENDERS', 'RACES', 'AGES', 'set_paths', 'set_
            'by_generator', 'summarise', 'shortcut', 'beaten', 'note', 'generators_table', 'by_caught',
            'generators_text', 'shortcuts_table', 'plot_shares', 'plot_strips', 'plot_generators', 'source_rows',
            'sources_table', 'plot_bars', 'plot_sources', 'person', 'hashes_of', 'largest_face', 'judge_people',
-           'people_sample', 'people_rows', 'people_text', 'people_table']
+           'people_sample', 'people_rows', 'people_text', 'people_table', 'generators_settings']
 
 # %% ../nbs/08_generators.ipynb #df0ac7aa
 import os, re
@@ -619,3 +619,13 @@ def people_table(
     "The same as text with 95 % intervals."
     return pd.DataFrame(
         [dict(by=r['by'], group=r['group'], n=r['n'], accused=percent(r)) for r in rows])
+
+# %% ../nbs/08_generators.ipynb #6726fbff
+def generators_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them: paths absolute. Raises `FaceError`."
+    sets, people = [str(p) for p in set_paths(s['sets'])], s['people']
+    if not people: return s | dict(sets=sets)
+    people_sample(people, 1)
+    return s | dict(sets=sets, people=str(Path(people).resolve()))
