@@ -199,20 +199,23 @@ def small(
 def judge_batch(
     detector,   # Detector
     batch,      # list from `candidates`
-    explain=''  # one of `METHODS`: keep heatmap and image
+    explain='', # one of `METHODS`: keep heatmap and image
+    band=None   # (low, high) of the verdicts; None: the detector's own
 ):
     "Verdicts of a batch in order."
     crops = [c for _, c in batch if c is not None]
     if not crops: return [v for v, _ in batch]
-    x = torch.stack(crops)
+    x, band = torch.stack(crops), detector.band if band is None else band
     logits, maps = detector.look(x)
     p, more = p_fake(logits.cpu(), detector.temperature), [{}] * len(crops)
     if explain:
-        target = torch.from_numpy(np.where(p >= detector.threshold, FAKE, REAL)).to(maps.device)
+        # a heatmap speaks for the verdict that is shown, or for the likelier one
+        side = np.clip(detector.threshold, *band)
+        target = torch.from_numpy(np.where(p >= side, FAKE, REAL)).to(maps.device)
         heats = (heat(maps, target).cpu().numpy() if explain == 'gradcam' else fine_heat(
             detector.model, to_input(x.to(detector.device), detector.normalize), target, explain))
         more = [dict(heatmap=h, image=c.numpy()) for h, c in zip(heats, crops)]
-    told = (dict(p_fake=float(q), verdict=decide(q, *detector.band)) | m for q, m in zip(p, more))
+    told = (dict(p_fake=float(q), verdict=decide(q, *band)) | m for q, m in zip(p, more))
     return [v if c is None else replace(v, **next(told)) for v, c in batch]
 
 # %% ../nbs/lib/07_detector.ipynb #2fcbf34a
@@ -222,7 +225,8 @@ def stream(self:Detector,
     explain='',    # one of `METHODS`: keep heatmap and image
     batch_size=16, # faces held at once
     progress=False,# show a progress bar
-    whole=False    # judge each image as it is, without looking for faces
+    whole=False,   # judge each image as it is, without looking for faces
+    band=None      # (low, high): uncertain between, fake from `high` on; None: the detector's own
 ):
     """Verdicts one by one, in the order of the images, holding one batch at a time and the next
     images to come."""
@@ -233,7 +237,7 @@ def stream(self:Detector,
     items = tqdm(named(images), 'judging', total, unit=' images', disable=not progress)
     source = candidates(items, self.size, whole)
     while batch := list(islice(source, batch_size)):
-        yield from judge_batch(self, batch, explain)
+        yield from judge_batch(self, batch, explain, band)
 
 # %% ../nbs/lib/07_detector.ipynb #8b36f8c6
 @patch
@@ -241,10 +245,11 @@ def predict(self:Detector,
     images,        # see `named`
     batch_size=16, # faces held at once
     progress=False,# show a progress bar
-    whole=False    # judge each image as it is, without looking for faces
+    whole=False,   # judge each image as it is, without looking for faces
+    band=None      # (low, high): uncertain between, fake from `high` on; None: the detector's own
 ):
     "Verdicts of all faces as `Verdicts`."
-    return Verdicts(self.stream(images, '', batch_size, progress, whole))
+    return Verdicts(self.stream(images, '', batch_size, progress, whole, band))
 
 # %% ../nbs/lib/07_detector.ipynb #22503cbc
 @patch
@@ -253,10 +258,11 @@ def explain(self:Detector,
     method='gradcam', # one of `METHODS`
     batch_size=16, # faces held at once
     progress=False,# show a progress bar
-    whole=False    # judge each image as it is, without looking for faces
+    whole=False,   # judge each image as it is, without looking for faces
+    band=None      # (low, high): uncertain between, fake from `high` on; None: the detector's own
 ):
     "Verdicts with `heatmap` and `image`: where the evidence for each verdict lies."
-    return Verdicts(self.stream(images, method, batch_size, progress, whole))
+    return Verdicts(self.stream(images, method, batch_size, progress, whole, band))
 
 # %% ../nbs/lib/07_detector.ipynb #778d41b6
 def data_url(

@@ -285,7 +285,7 @@ def test_hostile_names_stay_text(app):
 
 def test_each_upload_is_judged_once(app, monkeypatch):
     judged, judge_batch = [], detecting.judge_batch
-    monkeypatch.setattr(detecting, 'judge_batch', lambda d, batch, explain: (judged.extend(bool(explain) for _ in batch), judge_batch(d, batch, explain))[1])
+    monkeypatch.setattr(detecting, 'judge_batch', lambda d, batch, explain, *band: (judged.extend(bool(explain) for _ in batch), judge_batch(d, batch, explain, *band))[1])
     upload(app, *[(f'{i}.jpg', face(i)) for i in range(9)])
     assert judged == [False] * 9
     for change in (lambda: app.slider(key='threshold').set_value(30), lambda: app.button_group(key='show').set_value(['fake']), lambda: app.selectbox(key='heatmap').set_value('layercam')):
