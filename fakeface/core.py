@@ -7,8 +7,8 @@ __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_
            'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'UNREAD', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
            'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'foreign', 'opened',
            'to_rgb', 'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
-           'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'alone', 'ahead', 'digest', 'repo_path',
-           'commit', 'environment']
+           'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'alone', 'ahead', 'digest', 'wilson',
+           'repo_path', 'commit', 'environment']
 
 # %% ../nbs/lib/01_core.ipynb #3bf242ea
 import hashlib, io, json, os, platform, subprocess, warnings
@@ -19,7 +19,9 @@ from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from math import sqrt
 from pathlib import Path, PurePosixPath
+from statistics import NormalDist
 from struct import calcsize, iter_unpack, unpack_from
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
@@ -439,6 +441,17 @@ def digest(
     "SHA-256 of `obj` as 64 hexadecimal digits; dictionaries are compared without regard to order."
     return hashlib.sha256(obj if isinstance(obj, bytes) else json.
                           dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
+
+# %% ../nbs/lib/01_core.ipynb #341c18a9
+def wilson(
+    k, # successes
+    n  # trials
+):
+    "`(low, high)`: Wilson's 95 % interval of a share; (0, 1) when nothing was tried."
+    if not n: return 0., 1.
+    z2 = NormalDist().inv_cdf(.975)**2
+    middle, half = k + z2 / 2, sqrt(z2 * (k * (n - k) / n + z2 / 4))
+    return tuple(round(min(max((middle + s * half) / (n + z2), 0.), 1.), 12) for s in (-1, 1))
 
 # %% ../nbs/lib/01_core.ipynb #72fcb5fe
 def repo_path(
