@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 
 # %% ../nbs/01_data.ipynb #0340a7f1
 ALIASES = {'training': 'train', 'val': 'valid', 'validation': 'valid', 'testing': 'test'}
