@@ -473,14 +473,9 @@ def save_heatmap(
 
 # %% ../nbs/lib/07_detector.ipynb #2c0c5a81
 def examples() -> dict:
-    "`{name: bytes}` of images that anyone may have."
-    from matplotlib.cbook import get_sample_data  # slow to import, and wanted here only
-    real, fake = make_pair('test', 2, size=256)
-    return {
-        'Grace Hopper, photograph.jpg': Path(get_sample_data('grace_hopper.jpg',
-                                                             asfileobj=False)).read_bytes(),
-        'drawn face.jpg': real, 'drawn face, a forgery unknown to the model.jpg': fake
-    }
+    """`{name: bytes}` of images that anyone may have, generated faces first; their sources stand
+    in README.md beside them."""
+    return {p.name: p.read_bytes() for p in sorted((SHIPPED.parent.parent/'examples').glob('*.jpg'))}
 
 # %% ../nbs/lib/07_detector.ipynb #b04af90a
 def checkpoints(
