@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from fakeface import detector as detecting, images
 from fakeface.core import FAKE
 from fakeface.images import open_image
-from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, row
+from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, table_row
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
 from fakeface.standin import make_pair
 
@@ -123,8 +123,8 @@ def check_table(app, vs, n):
 
 def check_csv(text, vs, any_order=False):
     head, *rows = csv.reader(io.StringIO(text))
-    if any_order: rows.sort(); vs = sorted(vs, key=row)
-    assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [row(v)[:2] + row(v)[3:] for v in vs]
+    if any_order: rows.sort(); vs = sorted(vs, key=table_row)
+    assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [table_row(v)[:2] + table_row(v)[3:] for v in vs]
     assert all(abs(float(r[2]) - v.p_fake) < 1e-5 if v.verdict else r[2] == '' for r, v in zip(rows, vs))
 
 # --- one image ---
@@ -286,7 +286,7 @@ def test_hostile_names_stay_text(app):
 
 def test_each_upload_is_judged_once(app, monkeypatch):
     judged, judge_batch = [], detecting.judge_batch
-    monkeypatch.setattr(detecting, 'judge_batch', lambda d, batch, explain: (judged.extend(bool(explain) for _ in batch), judge_batch(d, batch, explain))[1])
+    monkeypatch.setattr(detecting, 'judge_batch', lambda d, batch, explain, *band: (judged.extend(bool(explain) for _ in batch), judge_batch(d, batch, explain, *band))[1])
     upload(app, *[(f'{i}.jpg', face(i)) for i in range(9)])
     assert judged == [False] * 9
     for change in (lambda: app.slider(key='threshold').set_value(30), lambda: app.button_group(key='show').set_value(['fake']), lambda: app.selectbox(key='heatmap').set_value('layercam')):
