@@ -6,9 +6,9 @@
 __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_SIDE', 'MAX_READS', 'MAX_BLOCKS', 'MAX_VALUES',
            'MAX_SCANS', 'FORMATS', 'SUFFIXES', 'UNREAD', 'TURNS', 'MAX_FILES', 'MAX_ENTRIES', 'printable', 'FaceError',
            'ImageError', 'read_bytes', 'Counted', 'tiff_values', 'check_parts', 'check_size', 'foreign', 'opened',
-           'to_rgb', 'open_image', 'is_image_name', 'walk_images', 'Images', 'find_images', 'zip_images', 'zip_entry',
-           'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'alone', 'ahead', 'digest', 'repo_path',
-           'commit', 'environment']
+           'to_rgb', 'open_image', 'is_image_name', 'is_hidden', 'walk_images', 'Images', 'find_images', 'zip_images',
+           'zip_entry', 'atomic_write', 'save_figure', 'sweep', 'save_json', 'load_json', 'alone', 'ahead', 'digest',
+           'repo_path', 'commit', 'environment']
 
 # %% ../nbs/lib/01_core.ipynb #3bf242ea
 import hashlib, io, json, os, platform, subprocess, warnings
@@ -238,6 +238,12 @@ def is_image_name(
     return path.suffix.lower() in SUFFIXES + UNREAD and not path.name.startswith('.')
 
 # %% ../nbs/lib/01_core.ipynb #3ac49bfe
+def is_hidden(
+    name # of a file or folder
+):
+    "Whether it is hidden, or the litter of a system."
+    return name.startswith('.') or name in ('__MACOSX', '@eaDir')
+
 def walk_images(
     folder,      # searched with its subfolders, hidden ones excepted
     passed=None, # Counter of other files by kind; added to
@@ -256,7 +262,7 @@ def walk_images(
     seen.add((facts.st_dev, facts.st_ino))
     for e in entries:
         if e.is_dir():
-            if not e.name.startswith('.') and not (e.is_symlink() and f'{root}/'.startswith(
+            if not is_hidden(e.name) and not (e.is_symlink() and f'{root}/'.startswith(
                     os.path.realpath(e.path) + '/')):
                 yield from walk_images(e.path, passed, root, seen)
         elif is_image_name(p := Path(e.path)) and p.is_file(): yield p

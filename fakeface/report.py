@@ -448,8 +448,8 @@ def evaluate_folder(
     classes=(),      # see `list_images`
     out=None         # folder for the numbers, figures and report.html; None: nothing is written
 ):
-    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source`, the number
-    of unreadable images and what was `taken`, in words. Raises `FaceError`."""
+    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source`, the
+    number of unreadable images and what was `taken`, in words. Raises `FaceError`."""
     judged, unreadable = judge_folder(detector, root, split, copy, progress, classes)
     passed = judged.attrs['passed'] | ({'unreadable': unreadable} if unreadable else {})
     about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable,
