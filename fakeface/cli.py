@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import __version__
 from .core import *
+from .images import *
 
 # %% ../nbs/lib/09_cli.ipynb #bc7e95c1
 COMMANDS = {}  # name -> (function, arguments, what is shown below its options)

@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 
 # %% ../nbs/01_data.ipynb #a4a8bdc3
 CLASS_WORDS = dict.fromkeys(

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .corrupt import corrupt
 from .data import load_manifest
 from .model import *

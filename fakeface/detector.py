@@ -29,6 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .faces import face_crops
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *

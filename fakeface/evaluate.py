@@ -24,6 +24,7 @@ from sklearn.metrics import (auc, average_precision_score, brier_score_loss, con
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .data import jpeg_quality
 from .faces import find_faces, side, square
 from .metrics import *

@@ -26,6 +26,7 @@ from scipy.stats import rankdata
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .data import (bits_apart, dhash, inspect_image, jpeg_quality, list_images,
                            load_manifest, shuffled, source_name, span)
 from .dataset import *

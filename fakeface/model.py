@@ -24,6 +24,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms.v2 import functional as TF
 
 from .core import *
+from .images import *
 
 # %% ../nbs/02_model.ipynb #cd57b918
 def fit_to(

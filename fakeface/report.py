@@ -21,6 +21,7 @@ from jinja2 import Environment
 from PIL import Image
 
 from .core import *
+from .images import *
 from .corrupt import corrupt
 from .data import audit, list_images, load_manifest, source_name, taken_text
 from .dataset import *

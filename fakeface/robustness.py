@@ -19,6 +19,7 @@ from scipy.special import logit
 from scipy.stats import rankdata
 
 from .core import *
+from .images import *
 from .corrupt import VERSIONS
 from .dataset import *
 from .evaluate import plot_reliability

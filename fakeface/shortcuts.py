@@ -27,6 +27,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from .core import *
+from .images import *
 from .corrupt import jpeg
 from .data import jpeg_quality
 from .dataset import *

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from fakeface.core import CLASSES, FaceError, ImageError, open_image
+from fakeface.core import CLASSES, FaceError, ImageError
+from fakeface.images import open_image
 from fakeface.corrupt import CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, crop, gamma, jpeg, noise, parse, scale, screenshot, webp
 from fakeface.data import sample
 from fakeface.detector import Detector
