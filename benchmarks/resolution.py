@@ -16,7 +16,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
-from fakeface.core import FAKE, REAL, ImageError, open_image
+from fakeface.core import FAKE, REAL, ImageError
+from fakeface.images import open_image
 from fakeface.data import list_images
 from fakeface.detector import SHIPPED
 from fakeface.metrics import bootstrap_all

@@ -30,15 +30,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .faces import face_crops, find_faces, whole_image
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
-from .standin import make_pair
-
-# %% ../nbs/lib/07_detector.ipynb #d4f3d76e
-try: from fakeface.images import read_image
-except ImportError:  # until the module is there
-    def read_image(src, name=None): return open_image(src, name), ''
 
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
@@ -472,14 +467,10 @@ def save_heatmap(
 
 # %% ../nbs/lib/07_detector.ipynb #2c0c5a81
 def examples() -> dict:
-    "`{name: bytes}` of images that anyone may have."
-    from matplotlib.cbook import get_sample_data  # slow to import, and wanted here only
-    real, fake = make_pair('test', 2, size=256)
-    return {
-        'Grace Hopper, photograph.jpg': Path(get_sample_data('grace_hopper.jpg',
-                                                             asfileobj=False)).read_bytes(),
-        'drawn face.jpg': real, 'drawn face, a forgery unknown to the model.jpg': fake
-    }
+    """`{name: bytes}` of images that anyone may have, generated faces first; their sources stand
+    in README.md beside them."""
+    folder = SHIPPED.parent.parent/'examples'
+    return {p.name: p.read_bytes() for p in sorted(folder.glob('*.jpg'))}
 
 # %% ../nbs/lib/07_detector.ipynb #b04af90a
 def checkpoints(

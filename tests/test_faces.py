@@ -12,7 +12,8 @@ from PIL import Image
 
 from fakeface import faces
 from fakeface.cli import main
-from fakeface.core import MAX_BYTES, ImageError, open_image, zip_images
+from fakeface.core import ImageError
+from fakeface.images import MAX_BYTES, open_image, zip_images
 from fakeface.detector import Detector
 from fakeface.faces import (MAX_FACES, SMALLEST, aligned_square, cut_out, draw_boxes, face_crops, find_faces, is_crop,
                             moved_inside, side_length, whole_image)
@@ -242,7 +243,7 @@ def test_a_zip_bomb_costs_no_more_than_a_large_file(checkpoint):
     assert len(out.getvalue()) < 3e6
     detector = Detector.load(checkpoint, 'cpu')
     tracemalloc.start()
-    bomb, good = detector.predict(zip_images(out.getvalue(), 'x.zip'))
+    bomb, good = detector.predict(zip_images(out.getvalue(), 'x.zip')[0])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert bomb.path == 'x.zip/bomb.jpg' and 'larger than 64 MB' in bomb.error and good.verdict and not good.error

@@ -8,7 +8,7 @@ from fakeface import detector as module
 from fakeface.core import CLASSES, FaceError
 from fakeface.detector import SHIPPED, Detector
 from fakeface.model import check_seal, load_checkpoint, seal_path, write_seal
-from fakeface.report import evaluate_folder
+from fakeface.folders import evaluate_folder
 
 def card_rows():
     "The rows of the card's table between the marks, as `{name: {column: text}}`."
