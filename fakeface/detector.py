@@ -33,7 +33,6 @@ from .images import *
 from .faces import face_crops
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
-from .standin import make_pair
 
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
@@ -450,7 +449,8 @@ def save_heatmap(
 def examples():
     """`{name: bytes}` of images that anyone may have, generated faces first; their sources stand
     in README.md beside them."""
-    return {p.name: p.read_bytes() for p in sorted((SHIPPED.parent.parent/'examples').glob('*.jpg'))}
+    folder = SHIPPED.parent.parent/'examples'
+    return {p.name: p.read_bytes() for p in sorted(folder.glob('*.jpg'))}
 
 # %% ../nbs/lib/07_detector.ipynb #b04af90a
 def checkpoints(
