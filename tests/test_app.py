@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from fakeface import detector as detecting, images
 from fakeface.core import FAKE
 from fakeface.images import open_image
-from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, row
+from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, table_row
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
 from fakeface.standin import make_pair
 
@@ -123,8 +123,8 @@ def check_table(app, vs, n):
 
 def check_csv(text, vs, any_order=False):
     head, *rows = csv.reader(io.StringIO(text))
-    if any_order: rows.sort(); vs = sorted(vs, key=row)
-    assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [row(v)[:2] + row(v)[3:] for v in vs]
+    if any_order: rows.sort(); vs = sorted(vs, key=table_row)
+    assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [table_row(v)[:2] + table_row(v)[3:] for v in vs]
     assert all(abs(float(r[2]) - v.p_fake) < 1e-5 if v.verdict else r[2] == '' for r, v in zip(rows, vs))
 
 # --- one image ---
