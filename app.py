@@ -20,8 +20,6 @@ from fakeface.page import as_csv, encoded, exact, inline, read_card, score_axis,
 MAX_FILES, MAX_TOTAL = 500, 8 * MAX_BYTES  # judged in one session at a time
 # a shape beside the word, so that nothing is told by colour
 MARK = {'fake': '▲', 'real': '●', 'uncertain': '◆', '': '–'}
-HEADING = {'fake': 'Likely AI-generated', 'real': 'No trace of generation found',
-           'uncertain': 'Uncertain', '': 'Not judged'}
 MEANS = {'fake': 'The model found traces that image generators leave. It is evidence, not proof.',
          'real': 'The model found none of the traces it knows; faces by **other generators** '
                  'mostly have none of these.',
@@ -103,6 +101,8 @@ def expand(name, key, size, read):
 
 def fail(error): raise error
 
+def capital(text): return text[0].upper() + text[1:]
+
 def show_example(name):
     st.session_state.source, st.session_state.example = 'Examples', [name]
 
@@ -112,8 +112,9 @@ def offer_examples():
     row = st.container(horizontal=True)
     for name, (_, small) in gallery().items():
         place = row.container(width=100)
-        place.html(f'<img src="{small}" alt="" style="width:100%;border-radius:.5rem">')
-        place.button(Path(name).stem.capitalize(), key=f'try {name}', on_click=show_example,
+        place.html(f'<img src="{small}" alt="" style="width:100%;aspect-ratio:1;object-fit:cover;'
+                   'border-radius:.5rem">')
+        place.button(capital(Path(name).stem), key=f'try {name}', on_click=show_example,
                      args=(name,))
 
 def chosen_examples():
@@ -196,7 +197,7 @@ def explained(detector, how, band, item, method):
 # File names, causes and claims come from strangers: `st.text`, `alt` and table cells show them as
 # they are, every other element would read them as Markdown.
 
-def details(v, detector, band, picture):
+def details(v, detector, band, picture, first):
     "What a verdict rests on, folded away."
     with st.expander('How sure is that?'):
         k, n = false_positives(detector.meta, v.p_fake)
@@ -205,45 +206,47 @@ def details(v, detector, band, picture):
                     if band[0] < band[1] else
                     f'From {exact(band[1])} on a face is called AI-generated.')
         if n: st.markdown(f'Of {n} real validation images {k} score{"s" * (k == 1)} as high.')
+        if first: st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%', key='opacity')
         st.download_button('Download the heatmap', picture,
                            f'{Path(v.path).stem[:80]}-{v.face}-heatmap.png', 'image/png',
                            on_click='ignore', key=f'png-{v.face}')
 
-def card(v, opacity, detector, band):
-    "One face in full."
+def heatmap(v, side):
+    "What the model saw, and where it found evidence; returns the overlay."
+    overlay = v.overlay(st.session_state.get('opacity', 60) / 100)
+    told = f'Evidence that it is {"generated" if v.p_fake >= side else "real"}'
+    seen, why = st.columns(2, wrap=False)
+    seen.image(inline(v.image.transpose(1, 2, 0)), 'What the model saw', width='stretch',
+               alt=f'{v.path} as the model saw it')
+    why.image(inline(overlay), told if v.heatmap.any() else 'No place stands out', width='stretch',
+              alt=f'{v.path} with the heatmap over it')
+    return overlay
+
+def card(v, detector, band, said):
+    "One face in full; `said` is what its file says, if it is told here."
     with st.container(border=True):
-        st.subheader(f'{MARK[v.verdict]} {HEADING[v.verdict]}', anchor=False)
+        st.subheader(f'{MARK[v.verdict]} {capital(SAYS[v.verdict])}', anchor=False)
         if v.verdict:
             st.markdown(MEANS[v.verdict])
             st.html(score_axis(v.p_fake, band))
-        st.text(v.path + (f', face {v.face}' if v.face else ''))
-        if v.error: st.text(f'Reason: {v.error}')
-        if note := getattr(v, 'note', ''): st.text(f'Note: {note}')
+        for line in (v.path + (f', face {v.face}' if v.face else ''),
+                     f'Reason: {v.error}' if v.error else '',
+                     f'Note: {v.note}' if v.note else '', *said):
+            if line: st.text(line)
         if v.image is None: return
-        seen, why = st.columns(2, wrap=False)
-        seen.image(inline(v.image.transpose(1, 2, 0)), 'What the model saw', width='stretch',
-                   alt=f'{v.path} as the model saw it')
-        side = min(max(detector.threshold, band[0]), band[1])  # as `explain` takes it
-        told = f'Evidence that it is {"generated" if v.p_fake >= side else "real"}'
-        why.image(inline(v.overlay(opacity)), told if v.heatmap.any() else 'No place stands out',
-                  width='stretch', alt=f'{v.path} with the heatmap over it')
-        details(v, detector, band, encoded(v.overlay(opacity)))
+        # as `explain` takes it
+        overlay = heatmap(v, min(max(detector.threshold, band[0]), band[1]))
+        details(v, detector, band, encoded(overlay), bool(said))
 
-def claimed(item, verdicts):
-    "What the file says of itself, beside what the model says."
-    st.subheader('What the file says of itself', anchor=False)
+def file_says(item, verdicts):
+    "What the file says of itself, in lines, and where the model disagrees."
     try: from fakeface.claims import NO_CLAIM, claims, disagreement
     except ImportError as e:
-        st.text(f'Not read: {e}. pip install "fakeface[claims]" brings what is missing.')
-        return
+        return [f'What the file says of itself is not read, for want of {e.name}.']
     try: found = claims(item[3](), item[1])
-    except ImageError as e:
-        st.text(f'Not read: {e.cause}')
-        return
-    for c in found: st.text(f'{ {True: "✓ ", False: "✗ "}.get(c.verified, "")}{c.says}')
-    if not found: st.caption(NO_CLAIM)
-    told = (disagreement(found, v) for v in verdicts)
-    for sentence in dict.fromkeys(filter(None, told)): st.text(sentence)
+    except ImageError: return []  # the verdict tells what is wrong with it
+    differ = dict.fromkeys(disagreement(found, v) for v in verdicts)
+    return ['What the file says of itself:', *([c.says for c in found] or [NO_CLAIM]), *differ]
 
 def image_page(detector, how, band, item, method, face):
     """One image: each face, that of the chosen row first, and the photograph with boxes that tell
@@ -255,11 +258,10 @@ def image_page(detector, how, band, item, method, face):
                  f'face{"s" * (len(boxes) > 1)} judged',
                  alt=f'{item[1]} with a numbered box around each face')
     if len(boxes) > 1: photograph()
-    opacity = st.session_state.get('opacity', 60) / 100
-    for v in sorted(verdicts, key=lambda v: v.face != face): card(v, opacity, detector, band)
-    if any(v.verdict for v in verdicts):
-        st.slider('Strength of the heatmap', 0, 100, 60, format='%d %%', key='opacity')
-    claimed(item, verdicts)
+    said = file_says(item, verdicts)
+    for v in sorted(verdicts, key=lambda v: v.face != face):
+        card(v, detector, band, said)
+        said = []
     if len(boxes) == 1: photograph()
 
 def summary(items, verdicts):

@@ -42,7 +42,8 @@ except ImportError:  # until the module is there
 
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
-    'fake': 'likely AI-generated', 'real': 'no trace found', 'uncertain': 'uncertain',
+    'fake': 'likely AI-generated', 'real': 'no trace of generation found',
+    'uncertain': 'uncertain',
     '': 'not judged'
 }
 
@@ -328,7 +329,7 @@ def html_row(
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
 CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
-          'misses most faces of generators that it has not learned from, so "no trace found" does '
+          'misses most faces of generators that it has not learned from, so "no trace of generation found" does '
           'not mean that a face is a photograph.')
 
 class Verdicts(list):
