@@ -11,6 +11,7 @@ import streamlit as st
 from starlette.formparsers import MultiPartParser
 
 from fakeface.core import FaceError, ImageError, wilson
+from fakeface.claims import NO_CLAIM, claims, disagreement
 from fakeface.images import MAX_BYTES, SUFFIXES, open_image, passed_text, zip_images
 from fakeface.detector import (FIGURES, METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from,
                                checkpoints, data_url, decided, examples, false_positives, tally)
@@ -240,9 +241,6 @@ def card(v, detector, band, said):
 
 def file_says(item, verdicts):
     "What the file says of itself, in lines, and where the model disagrees."
-    try: from fakeface.claims import NO_CLAIM, claims, disagreement
-    except ImportError as e:
-        return [f'What the file says of itself is not read, for want of {e.name}.']
     try: found = claims(item[3](), item[1])
     except ImageError: return []  # the verdict tells what is wrong with it
     differ = dict.fromkeys(disagreement(found, v) for v in verdicts)
@@ -279,7 +277,9 @@ def summary(items, verdicts):
         'Generated': [None if v.error else 100 * v.p_fake for _, v in rows],
         'File': [v.path + (f', face {v.face}' if v.face else '') for _, v in rows]
     }
-    if count['']: table['Reason'] = [v.error for _, v in rows]
+    for column, told in (('Note', 'note'), ('Reason', 'error')):
+        if any(getattr(v, told) for _, v in rows):
+            table[column] = [getattr(v, told) for _, v in rows]
     st.caption('Click a column to sort. Tick a row to see its heatmap below.')
     picked = st.dataframe(
         table, hide_index=True, placeholder='', alt='The verdicts, one face a row',

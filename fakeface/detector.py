@@ -43,8 +43,7 @@ except ImportError:  # until the module is there
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
     'fake': 'likely AI-generated', 'real': 'no trace of generation found',
-    'uncertain': 'uncertain',
-    '': 'not judged'
+    'uncertain': 'uncertain', '': 'not judged'
 }
 
 @dataclass(frozen=True)
@@ -329,8 +328,8 @@ def html_row(
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
 CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
-          'misses most faces of generators that it has not learned from, so "no trace of generation found" does '
-          'not mean that a face is a photograph.')
+          'misses most faces of generators that it has not learned from, so "no trace of generation '
+          'found" does not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."
