@@ -35,10 +35,15 @@ from .faces import face_crops, find_faces, whole_image
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
 
+# %% ../nbs/lib/07_detector.ipynb #d4f3d76e
+try: from fakeface.images import read_image
+except ImportError:  # until the module is there
+    def read_image(src, name=None): return open_image(src, name), ''
+
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
-    'fake': 'likely AI-generated', 'real': 'no trace found', 'uncertain': 'uncertain',
-    '': 'not judged'
+    'fake': 'likely AI-generated', 'real': 'no trace of generation found',
+    'uncertain': 'uncertain', '': 'not judged'
 }
 
 @dataclass(frozen=True)
@@ -323,8 +328,8 @@ def html_row(
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
 CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
-          'misses most faces of generators that it has not learned from, so "no trace found" does '
-          'not mean that a face is a photograph.')
+          'misses most faces of generators that it has not learned from, so "no trace of generation '
+          'found" does not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."
