@@ -33,6 +33,7 @@ from .metrics import *
 # %% ../nbs/04_evaluate.ipynb #2804219c
 FPRS = (.01, .005, .001)  # false-positive rates at which the share of fakes caught is told
 
+# %% ../nbs/04_evaluate.ipynb #d54f3b49
 def ranking(
     is_fake: np.ndarray,  # bool (N,), both classes
     score: np.ndarray     # p_fake (N,)
@@ -300,6 +301,7 @@ def compare_errors(
 # %% ../nbs/04_evaluate.ipynb #a4b461cb
 LEAST_IMAGES = 20  # images in a group about which anything is said
 
+# %% ../nbs/04_evaluate.ipynb #a005c995
 def grouped(
     wrong: np.ndarray,    # bool (N,): misjudged
     members: np.ndarray,  # bool (N,): images of the group
@@ -392,6 +394,7 @@ def cluster_rows(
 # %% ../nbs/04_evaluate.ipynb #293d6513
 INK = dict(fake='#D55E00', real='#0072B2')  # vermilion and blue
 
+# %% ../nbs/04_evaluate.ipynb #67bab605
 def plot_map(
     ax: plt.Axes,          # where to draw
     judged: pd.DataFrame,  # predictions with `wrong` and the columns of `clusters`

@@ -152,6 +152,7 @@ def evaluate_folder(
 def is_readable(
     path: Path  # file
 ) -> bool:
+    "Whether an image can be opened."
     try: open_image(path, path)
     except ImageError: return False
     return True
