@@ -11,7 +11,8 @@ import streamlit as st
 from PIL import Image
 from starlette.formparsers import MultiPartParser
 
-from fakeface.core import MAX_BYTES, SUFFIXES, UNREAD, FaceError, ImageError, open_image, zip_images
+from fakeface.core import FaceError, ImageError
+from fakeface.images import MAX_BYTES, SUFFIXES, open_image, zip_images
 from fakeface.detector import (FIGURES, METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from,
                                checkpoints, csv_rows, data_url, decided, examples, false_positives,
                                tally)
@@ -91,7 +92,7 @@ def expand(name, key, size, read):
     if not name.lower().endswith('.zip'): return [(key, name, size, read)]
     opened = st.session_state.setdefault('archives', {})
     try:
-        if key not in opened: opened[key] = zip_images(read(), name)
+        if key not in opened: opened[key] = zip_images(read(), name)[0]
     except ImageError as e: return [(key, name, size, partial(fail, e))]
     return [(f'{key}/{i}', label, size / len(opened[key]), entry)
             for i, (label, entry) in enumerate(opened[key])]
@@ -108,10 +109,10 @@ def chosen_items():
         return [(n, n, len(some[n]), partial(some.get, n)) for n in wanted]
     if source == 'Camera': uploads = [u for u in [st.camera_input('Take a photograph')] if u]
     elif source == 'Folder':
-        uploads = st.file_uploader('A folder of images', [*SUFFIXES, *UNREAD],
+        uploads = st.file_uploader('A folder of images', [*SUFFIXES],
                                    accept_multiple_files='directory')
     else:
-        uploads = st.file_uploader('Images or ZIP archives', [*SUFFIXES, *UNREAD, '.zip'],
+        uploads = st.file_uploader('Images or ZIP archives', [*SUFFIXES, '.zip'],
                                    accept_multiple_files=True)
     st.caption(f'Up to {MAX_FILES} images, {MAX_BYTES >> 20} MB each, {MAX_TOTAL >> 20} MB '
                'together. They stay in the memory of this session: nothing is written to disk or '

@@ -20,7 +20,7 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=['fakeface'],
-    package_data={'fakeface': ['weights/*', 'weights/figures/*']},
+    package_data={'fakeface': ['weights/*', 'weights/figures/*', 'examples/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={

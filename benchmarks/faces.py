@@ -11,7 +11,8 @@ uncertain, 'confidently wrong' those answered wrongly. Faces not found are in no
 example: python benchmarks/faces.py data/140k/real_vs_fake/real-vs-fake --split test --n 100"""
 import argparse, pathlib, sys
 import cv2, numpy as np, pandas as pd
-from fakeface.core import CLASSES, SPLITS, FaceError, open_image
+from fakeface.core import CLASSES, SPLITS, FaceError
+from fakeface.images import open_image
 from fakeface.data import list_images, shuffled
 from fakeface.detector import Detector
 from fakeface.evaluate import evaluate

@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
-from fakeface.core import CLASSES, FaceError, open_image
+from fakeface.core import CLASSES, FaceError
+from fakeface.images import open_image
 from fakeface.data import bits_apart, inspect_image, list_images, shuffled
 from fakeface.model import autocast, build_model, fit_to, pick_device, pick_dtype, to_input
 from fakeface.standin import make_standin

@@ -38,7 +38,7 @@ def hashing(root):
 
 def judging(root):
     import tempfile
-    from fakeface.core import Images
+    from fakeface.images import Images
     from fakeface.detector import Detector, judge_into
     from fakeface.model import build_model, metadata
     detector = Detector(build_model('random')[0], metadata(size=32), 'cpu')

@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from .core import *
+from .images import *
 
 # %% ../nbs/lib/02_corrupt.ipynb #7325f1c3
 LONGEST = dict(JPEG=65_500, WebP=16_383)  # pixels of a side

@@ -25,9 +25,10 @@ from sklearn.metrics import (ConfusionMatrixDisplay, PrecisionRecallDisplay, Roc
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .data import jpeg_quality
 from .dataset import Run
-from .faces import find_faces, side, square
+from .faces import aligned_square, find_faces, side_length
 from .metrics import *
 
 # %% ../nbs/04_evaluate.ipynb #2804219c
@@ -279,7 +280,8 @@ def file_facts(
     faces = find_faces(image)
     return (properties(image)
             | dict(kilobytes=len(data) / 1000, quality=quality,
-                   face=side(square(faces[0])) / min(image.shape[1:]) if faces else np.nan))
+                   face=(side_length(aligned_square(faces[0])) / min(image.shape[1:])
+                         if faces else np.nan)))
 
 # %% ../nbs/04_evaluate.ipynb #4a9356ce
 def compare_errors(

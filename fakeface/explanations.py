@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from tqdm import tqdm
 
 from .core import *
+from .images import *
 from .corrupt import jpeg
 from .gradcam import METHODS, enlarged, evidence, fine_heat, heat
 from .model import *

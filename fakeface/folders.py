@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from .core import *
+from .images import open_image
 from .corrupt import corrupt
-from .data import list_images, source_name
+from .data import list_images, source_name, taken_text
 from .dataset import Run, first_of_each
 from .detector import Detector
 from .evaluate import compare, evaluate, save_clusters, save_errors, save_numbers
@@ -78,12 +79,13 @@ def judge_folder(
     root: Path,               # data set in any layout; one class is enough
     split: str | None = None, # only this split, if the data set has splits
     *, copy: str = '',        # corruption that each file goes through first, see `corrupt`
-    progress: bool = True
+    progress: bool = True,
+    classes: list[str] = ()   # see `list_images`
 ) -> tuple[pd.DataFrame, np.ndarray | None, int]:
     """What a detector says of the images of a folder, each judged once and whole: path, label and
     p_fake; features, see `passing_features`; and the number of unreadable images. Raises
     `FaceError`."""
-    files = list_images(root, both=False)
+    files = list_images(root, both=False, classes=classes)
     if split: files = files[files.split == split]
     if not len(files): raise FaceError(f'{root}: no images in split {split!r}')
     if not hasattr(detector, 'predict'):
@@ -91,7 +93,7 @@ def judge_folder(
         return files.assign(p_fake=p), None, 0
     images = [(p, lambda p=p: altered(Path(root)/p, p, copy)) for p in files.path]
     with passing_features(detector) as features:
-        verdicts = detector.predict(images, progress=progress, whole=True)
+        verdicts = detector.predict(images, progress=progress, whole=True, check=False)
     judged = files.assign(p_fake=[v.p_fake for v in verdicts]).dropna()
     if not len(judged):
         raise FaceError(f'{root}: none of {len(files)} images could be opened; the first: '
@@ -128,13 +130,17 @@ def evaluate_folder(
     *, bootstrap: int = 2000, # resamples
     progress: bool = True,
     copy: str = '',           # corruption that each file goes through first, see `corrupt`
+    classes: list[str] = (),  # see `list_images`
     out: Path | None = None   # folder for numbers, figures and report.html; None: none are written
 ) -> dict:
-    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source` and the
-    number of unreadable images. Raises `FaceError`."""
+    """Metrics of a detector on the images of a folder, as from `evaluate`, with `source`, the
+    number of unreadable images and what was `taken`, in words. Raises `FaceError`."""
     if out: check_unused(out, 'robustness.json')
-    judged, features, unreadable = judge_folder(detector, root, split, copy=copy, progress=progress)
-    about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable)
+    judged, features, unreadable = judge_folder(detector, root, split, copy=copy,
+                                                progress=progress, classes=classes)
+    passed = judged.attrs['passed'] | ({'unreadable': unreadable} if unreadable else {})
+    about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable,
+                 taken=taken_text(judged, passed))
     threshold, band = getattr(detector, 'threshold', .5), getattr(detector, 'band', None)
     if not out: return evaluate(judged, threshold, bootstrap, band=band) | about
     run, show = small_run(out, root), None
@@ -166,13 +172,14 @@ def robustness_folder(
     split: str | None = None, # only this split, if the data set has splits
     *, images: int = 0,       # images judged, half of each class; 0: all
     device='cpu',             # see `pick_device`
+    classes: list[str] = (),  # see `list_images`
     workers: int = 2,         # processes that decode, if there are images enough to be worth it
     **how                     # batch_size, bootstrap, seed: see `save_robustness`
 ) -> dict:
     """What `save_robustness` returns, with the number of images left out; also writes
     `report.html`. Raises `FaceError`."""
     check_unused(out, 'metrics.json')
-    files = list_images(root)
+    files = list_images(root, classes=classes)
     if split: files = files[files.split == split]
     good = files[[is_readable(Path(root)/p) for p in files.path]]
     judged = first_of_each(good, images)

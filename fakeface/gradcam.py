@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from .core import *
+from .images import *
 from .model import *
 
 # %% ../nbs/05_gradcam.ipynb #2eb1d455

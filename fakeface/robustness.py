@@ -6,7 +6,7 @@
 __all__ = ['NO_EFFECT', 'LINE_STYLES', 'OWN', 'signed_verdicts', 'logit_shift', 'effect', 'inconsistency', 'inconsistency_text',
            'robustness', 'robustness_table', 'shift_table', 'by_kind', 'strength_label', 'in_the_middle',
            'beside_table', 'plot_lines', 'plot_panels', 'interval_of', 'plot_robustness', 'plot_shift', 'checkpoints',
-           'plot_calibration', 'scores_table', 'save_robustness']
+           'plot_calibration', 'scores_table', 'save_robustness', 'robustness_settings']
 
 # %% ../nbs/06_robustness.ipynb #96507194
 import os, re
@@ -20,6 +20,7 @@ from scipy.special import logit
 from scipy.stats import rankdata
 
 from .core import *
+from .images import *
 from .corrupt import VERSIONS
 from .dataset import *
 from .evaluate import plot_reliability
@@ -335,3 +336,10 @@ def save_robustness(
     run.save_figure(plot_shift(result), 'drift')
     run.save_figure(plot_calibration(test.label, scores), 'reliability')
     return result
+
+# %% ../nbs/06_robustness.ipynb #c91d0221
+def robustness_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them, see `checkpoints`. Raises `FaceError`."
+    return s | dict(beside=[f'{n}={p}' for n, p in checkpoints(s['beside']).items()])

@@ -15,9 +15,10 @@ from scipy.special import logit
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.testing.v1 import AppTest
 
-from fakeface import core, detector as detecting
-from fakeface.core import FAKE, open_image
-from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, row
+from fakeface import detector as detecting, images
+from fakeface.core import FAKE
+from fakeface.images import open_image
+from fakeface.detector import FIGURES, COLUMNS, METHODS, SAYS, SHIPPED, Detector, band_from, decided, examples, table_row
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
 from fakeface.standin import make_pair
 
@@ -122,8 +123,8 @@ def check_table(app, vs, n):
 
 def check_csv(text, vs, any_order=False):
     head, *rows = csv.reader(io.StringIO(text))
-    if any_order: rows.sort(); vs = sorted(vs, key=row)
-    assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [row(v)[:2] + row(v)[3:] for v in vs]
+    if any_order: rows.sort(); vs = sorted(vs, key=table_row)
+    assert tuple(head) == COLUMNS and [r[:2] + r[3:] for r in rows] == [table_row(v)[:2] + table_row(v)[3:] for v in vs]
     assert all(abs(float(r[2]) - v.p_fake) < 1e-5 if v.verdict else r[2] == '' for r, v in zip(rows, vs))
 
 # --- one image ---
@@ -285,7 +286,7 @@ def test_hostile_names_stay_text(app):
 
 def test_each_upload_is_judged_once(app, monkeypatch):
     judged, judge_batch = [], detecting.judge_batch
-    monkeypatch.setattr(detecting, 'judge_batch', lambda d, batch, explain: (judged.extend(bool(explain) for _ in batch), judge_batch(d, batch, explain))[1])
+    monkeypatch.setattr(detecting, 'judge_batch', lambda d, batch, explain, *band: (judged.extend(bool(explain) for _ in batch), judge_batch(d, batch, explain, *band))[1])
     upload(app, *[(f'{i}.jpg', face(i)) for i in range(9)])
     assert judged == [False] * 9
     for change in (lambda: app.slider(key='threshold').set_value(30), lambda: app.button_group(key='show').set_value(['fake']), lambda: app.selectbox(key='heatmap').set_value('layercam')):
@@ -316,7 +317,7 @@ def test_bounds_in_count_and_bytes(app, monkeypatch):
     assert len(app.dataframe[0].value) == 500 and 'first 500 of 501' in app.warning[0].value
     upload(app, ('a.jpg', b'x'), ('x.zip', zipped(**{f'{i}.jpg': b'x' for i in range(502)})))
     assert len(app.dataframe[0].value) == 500 and 'first 500 of 503' in app.warning[0].value
-    monkeypatch.setattr(core, 'MAX_BYTES', 1000)  # of one file; eight times that together
+    monkeypatch.setattr(images, 'MAX_BYTES', 1000)  # of one file; eight times that together
     upload(app, *[(f'{i}.jpg', b'x' * 900) for i in range(10)])
     assert len(app.dataframe[0].value) == 8 and 'first 8 of 10' in app.warning[0].value
 

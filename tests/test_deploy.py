@@ -10,7 +10,7 @@ from packaging.version import Version
 from streamlit.config import get_config_options
 
 from conftest import ROOT
-from fakeface.core import MAX_BYTES
+from fakeface.images import MAX_BYTES
 
 CONFIG = ConfigParser(delimiters=['='], interpolation=None)
 CONFIG.read(ROOT/'settings.ini', encoding='utf-8')

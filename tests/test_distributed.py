@@ -17,13 +17,15 @@ import fakeface.train
 from fakeface.core import FaceError, save_json
 from fakeface.data import sample, save_manifest
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
-from fakeface.pipeline import defaults, run_step
+from fakeface.pipeline import run_step
+from fakeface.settings import step_settings
 from fakeface.train import Shared, launch, train_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')]  # torchvision's JPEG
-SETTINGS = {n: v for n, (v, _) in defaults('03_train').items() if n != 'run_dir'} | dict(
-    epochs=2, batch_size=8, lr=1e-4, crop=40, rotate=5, jpeg_p=.5, noise_p=.5, ema=.8, ramp=1,
-    precision='fp32', device='cpu', workers=0, processes=2)
+RECIPE = dict(epochs=2, batch_size=8, lr=1e-4, crop=40, rotate=5, jpeg_p=.5, noise_p=.5, ema=.8,
+              ramp=1, precision='fp32', device='cpu', workers=0, processes=2)
+
+def settings(**kw): return step_settings('03_train', RECIPE | kw)
 
 @pytest.fixture(scope='module')
 def make(drawn, tmp_path_factory):
@@ -35,15 +37,15 @@ def make(drawn, tmp_path_factory):
         save_manifest(pd.concat([parts[0].tail(n), parts[1].head(11)] if n else parts), d/'manifest.csv')
         save_json(d/'data.json', dict(root=str(root), source='drawn', manifest_sha256=''))
         save_checkpoint(d/'init.safetensors', build_model('random')[0], metadata(size=64))
-        (d/'config.yaml').write_text(yaml.safe_dump(dict(settings={'03_train': SETTINGS | kw})))
+        (d/'config.yaml').write_text(yaml.safe_dump(dict(settings={'03_train': vars(settings(**kw))})))
         return d
     return make
 
 def left(d): return torch.load(d/'last.ckpt', weights_only=True)
 
-def go(d, processes=2, **kw):
+def go(d, **kw):
     "Train in processes; returns what `last.ckpt` holds."
-    launch(d, SETTINGS | dict(processes=processes) | kw, processes)
+    launch(d, settings(**kw))
     return left(d)
 
 @pytest.fixture(scope='module')
@@ -82,7 +84,7 @@ def test_two_processes_learn_what_one_learns(make, tmp_path):
     root = tmp_path/'drawn'
     kw = dict(epochs=4, batch_size=16, lr=1e-3, crop=0, rotate=0, jpeg_p=0., noise_p=0., ramp=0, ema=0.)
     one, both = make('one', root, 0), make('both', root, 0)
-    train_run(one, SETTINGS | kw | dict(processes=0), torch.device('cpu'))
+    train_run(one, settings(**kw, processes=0), torch.device('cpu'))
     go(both, **kw)
     a, b = (max(h['valid_auc'] for h in left(d)['history']) for d in (one, both))
     assert min(a, b) > .75 and abs(a - b) < .15, (a, b)
@@ -90,8 +92,9 @@ def test_two_processes_learn_what_one_learns(make, tmp_path):
 def test_a_killed_process_ends_the_job_in_one_line_and_the_run_goes_on(make, two):
     "Killed in the second epoch; the same command ends where a run without a kill ends, bit for bit."
     d = make('killed')
-    code = ('import sys\nfrom fakeface.core import FaceError\nfrom fakeface.train import launch\n'
-            f'try: launch({str(d)!r}, {SETTINGS!r}, 2)\nexcept FaceError as e: sys.exit(print(e, file=sys.stderr) or 2)')
+    code = ('import sys\nfrom types import SimpleNamespace as S\nfrom fakeface.core import FaceError\n'
+            'from fakeface.train import launch\n'
+            f'try: launch({str(d)!r}, S(**{vars(settings())!r}))\nexcept FaceError as e: sys.exit(print(e, file=sys.stderr) or 2)')
     job = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (d/'last.ckpt').exists() and job.poll() is None:
         time.sleep(.005)
@@ -124,7 +127,7 @@ def test_what_the_user_can_mend_is_told_in_one_line(make):
 def test_the_step_of_the_pipeline(make):
     "The notebook launches the processes, then calibrates what they left."
     d = make('step')
-    run_step('03_train', SETTINGS | dict(epochs=1, copies=[]), d)
+    run_step('03_train', vars(settings(epochs=1, copies=[])), d)
     meta, history = load_checkpoint(d/'model.safetensors')[1], pd.read_csv(d/'history.csv')
     assert history.train_loss.tolist() == [h['train_loss'] for h in left(d)['history']] and meta['metrics']['n_valid'] == 11
     assert 'resuming after epoch 1' in (d/'03_train.ipynb').read_text()  # trained there, not in the notebook

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from fakeface.core import FAKE, find_images, open_image
+from fakeface.core import FAKE
+from fakeface.images import find_images, open_image
 from fakeface.detector import Detector
 from fakeface.explanations import filled, told_by_maps
 from fakeface.gradcam import closed_form, enlarged, evidence, explained

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fakeface import detector
-from fakeface.core import FaceError, open_image
+from fakeface.core import FaceError
+from fakeface.images import open_image
 from fakeface.detector import Detector, export_onnx
 
 def test_without_the_extra_one_line_says_what_to_install(checkpoint, tmp_path, monkeypatch):

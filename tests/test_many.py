@@ -7,7 +7,7 @@ import pytest
 
 from conftest import COMMAND
 from fakeface.cli import main
-from fakeface.core import Images
+from fakeface.images import Images
 from fakeface.detector import COLUMNS, Detector, Verdict, Verdicts, csv_rows
 from fakeface.model import load_checkpoint, save_checkpoint
 

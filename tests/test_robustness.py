@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from fakeface.core import CLASSES, FaceError, ImageError, open_image
+from fakeface.core import CLASSES, FaceError, ImageError
+from fakeface.images import open_image
 from fakeface.corrupt import (CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, crop, gamma, jpeg,
                               noise, parse, scale, screenshot)
 from fakeface.data import sample

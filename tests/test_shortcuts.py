@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from conftest import ROOT
-from fakeface.core import CLASSES, FaceError, ImageError, open_image
+from fakeface.core import CLASSES, FaceError, ImageError
+from fakeface.images import open_image
 from fakeface.corrupt import jpeg
 from fakeface.data import sample, save_manifest
 from fakeface.detector import Detector

@@ -1,23 +1,34 @@
 "Training: what was cut off goes on to the same weights, what differs starts afresh, what goes wrong says so."
 
-import re
+import re, shutil
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from fakeface.core import CLASSES, FaceError, ImageError
-from fakeface.data import sample
+import fakeface.settings, fakeface.train
+from conftest import ROOT
+from fakeface.core import FaceError, ImageError, save_json
+from fakeface.data import sample, save_manifest
 from fakeface.detector import Detector
 from fakeface.model import build_model, metadata, p_fake, save_checkpoint
 from fakeface.dataset import Faces, loader, predict_logits
-from fakeface.train import (BySource, augmentation, calibrate, degrade_share, fit, make_optimizer, make_schedule,
-                            operating_point, source_weights, training_loader)
+from fakeface.settings import resolve, step_settings
+from fakeface.train import (BySource, augmentation, calibrate, degrade_share, fit, make_optimizer,
+                            make_schedule, operating_point, source_weights, train_run,
+                            training_loader)
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
+
+def recipe(**kw):
+    "Settings of a training that differ from the notebook's."
+    assert not kw.keys() - vars(s := step_settings('03_train', kw)).keys()
+    return s
 
 class Cut(Exception): "A killed process, as far as a loader can play one."
 
@@ -38,15 +49,18 @@ def manifest(drawn): return sample(drawn, dict(train=0, valid=0, test=0))[0]
 @pytest.fixture
 def train(drawn, manifest, tmp_path):
     "Three epochs of four batches; `cut` says in which batch the process dies."
-    def run(last=None, epochs=3, cut=None, lr=1e-3, schedule='onecycle', key='a', batch_size=8, workers=0, watch=None, **kw):
+    def run(last=None, cut=None, key='a', batch_size=8, workers=0, watch=None, dtype=torch.float32,
+            epochs=3, **kw):
         model, _ = build_model('random')
+        s = recipe(epochs=epochs, **kw)
         part = lambda split, augment=None: Faces(drawn, manifest[manifest.split == split], 64, augment)
         batches = training_loader(part('train', augmentation(crop=40, rotate=5, jitter=.1, jpeg_p=.3, blur_p=.3)), batch_size, workers)
-        opt = make_optimizer(model, 'adamw', lr)
-        if watch: opt.register_step_post_hook(lambda *_: watch(model))
-        history = fit(model, CutLoader(batches, cut) if cut else batches, loader(part('valid'), 8), opt, make_schedule(opt, schedule, lr, 4 * 3), epochs=epochs,
-                      last=last and tmp_path/last, key=key, **kw)
-        return model, history
+        hook = register_optimizer_step_post_hook(lambda *_: watch and watch(model))
+        try:
+            return model, fit(model, CutLoader(batches, cut) if cut else batches,
+                              loader(part('valid'), 8), s, dtype=dtype,
+                              last=last and tmp_path/last, key=key)
+        finally: hook.remove()
     return run
 
 def same(a, b): return all(x.equal(y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
@@ -134,11 +148,29 @@ class Changed(CutLoader):
 
 @pytest.mark.parametrize('ramp, expected', [(0, (1, 1, 1)), (1, (0, 1, 1)), (2, (0, .5, 1)), (4, (0, .25, .5))])
 def test_degradation_sets_in_by_and_by(drawn, manifest, ramp, expected):
-    model, _ = build_model('random'); opt = make_optimizer(model)
+    model, _ = build_model('random')
     part = manifest[manifest.split == 'train']
     batches = Changed(training_loader(Faces(drawn, part, 64, augmentation(flip=False, jpeg_p=1.)), 16))
-    fit(model, batches, loader(Faces(drawn, part, 64), 32), opt, make_schedule(opt, 'constant'), epochs=3, ramp=ramp)
+    fit(model, batches, loader(Faces(drawn, part, 64), 32), recipe(epochs=3, ramp=ramp))
     assert batches.shares == [pytest.approx(e, abs=0 if e in (0, 1) else .22) for e in expected]
+
+def test_a_new_setting_is_one_line(drawn, manifest, checkpoint, tmp_path, monkeypatch):
+    "In the parameters cell; from there it is checked, reaches the training and makes it another."
+    book = Path(shutil.copytree(ROOT/'nbs', tmp_path/'nbs'))/'03_train.ipynb'
+    line = '"novelty = 0.5  # [0, 1] of which nobody has heard\\n",\n    "ramp = 0 '
+    text = book.read_text(encoding='utf-8')
+    book.write_text(text.replace('"ramp = 0 ', line, 1), encoding='utf-8')
+    monkeypatch.setattr(fakeface.settings, 'repo_path', lambda name: tmp_path/name)
+    assert resolve({}, ['train.novelty=0.7'])['03_train']['novelty'] == .7
+    with pytest.raises(FaceError, match='train.novelty=2.0: must be at least 0 and at most 1'):
+        resolve({'train': {'novelty': 2}})
+    save_manifest(manifest, tmp_path/'manifest.csv')
+    save_json(tmp_path/'data.json', dict(root=str(drawn)))
+    shutil.copy(checkpoint, tmp_path/'init.safetensors')
+    monkeypatch.setattr(fakeface.train, 'fit', lambda *args: (args[3].novelty, args[-1]))
+    cpu = torch.device('cpu')
+    (a, key), (b, other) = (train_run(tmp_path, recipe(novelty=v), cpu)[1] for v in (.5, .7))
+    assert (a, b) == (.5, .7) and key != other
 
 @pytest.mark.parametrize('augment', [augmentation(crop=48), augmentation(flip=False)], ids=['crops', 'nothing'])
 def test_a_ramp_with_nothing_to_degrade(augment):
@@ -152,8 +184,8 @@ def test_it_learns_which_class_is_which(tmp_path):
         for i in range(16): Image.fromarray(np.random.default_rng(i).integers(level - 40, level + 40, (40, 40, 3), np.uint8)).save(tmp_path/c/f'{i}.png')
     manifest = pd.DataFrame([dict(path=p.relative_to(tmp_path).as_posix(), label=p.parent.name) for p in sorted(tmp_path.rglob('*.png'))])
     model, _ = build_model('random')
-    images, opt = Faces(tmp_path, manifest, 40), make_optimizer(model, lr=1e-3)
-    fit(model, training_loader(images, 8), loader(images, 8), opt, make_schedule(opt, 'constant'), epochs=5)
+    images = Faces(tmp_path, manifest, 40)
+    fit(model, training_loader(images, 8), loader(images, 8), recipe(epochs=5, schedule='constant'))
     verdicts = Detector(model, metadata(size=40), 'cpu').predict([(p, tmp_path/p) for p in manifest.path], whole=True)
     assert [v.verdict for v in verdicts] == manifest.label.tolist() and min(v.p_fake for v in verdicts[:16]) > .5 > max(v.p_fake for v in verdicts[16:])
 
@@ -257,8 +289,8 @@ def test_a_training_by_source_goes_on_to_the_same_weights(drawn, manifest, tmp_p
     def run(last, epochs, workers=0):
         model, _ = build_model('random')
         batches = training_loader(Faces(drawn, m, 64, augmentation(crop=32, forward_p=.5)), 8, workers, power=.5)
-        opt = make_optimizer(model)
-        fit(model, batches, loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8), opt, make_schedule(opt, steps=12), epochs=epochs, last=last, key='a')
+        valid = loader(Faces(drawn, manifest[manifest.split == 'valid'], 64), 8)
+        fit(model, batches, valid, recipe(epochs=epochs, schedule='constant'), last=last, key='a')
         return model.state_dict()
     straight = run(tmp_path/'a.ckpt', 3)
     run(tmp_path/'b.ckpt', 1)

@@ -45,7 +45,7 @@ def test_other_weights_in_their_place_are_refused(checkpoint, tmp_path, monkeypa
     assert Detector.load(device='cpu').size == 64
 
 def test_any_image_gets_an_answer(drawn):
-    verdicts = Detector.load(device='cpu').explain(sorted((drawn/'test'/'real').iterdir()), whole=True)
+    verdicts = Detector.load(device='cpu').explain(sorted((drawn/'test'/'real').iterdir()), whole=True, check=False)
     assert all(0 <= v.p_fake <= 1 and v.verdict in (*CLASSES, 'uncertain') and v.heatmap.max() <= 1 for v in verdicts)
 
 def test_the_card_has_numbers():
