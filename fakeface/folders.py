@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from .core import *
-from .images import open_image
+from .images import *
 from .corrupt import corrupt
 from .data import list_images, source_name, taken_text
 from .dataset import Run, first_of_each
