@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_KIND', 'MACHINE', 'AFTER', 'augmentation', 'degrade_share', 'from_first', 'source_weights', 'BySource',
-           'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_epoch', 'load_last',
-           'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch', 'validate', 'end_epoch', 'fit',
-           'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'training_key', 'train_run', 'end_with_parent',
-           'join_processes', 'settings_of', 'run_by_torchrun', 'main', 'why_failed', 'launch']
+           'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_step', 'summed',
+           'train_epoch', 'load_last', 'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch',
+           'validate', 'end_epoch', 'fit', 'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'training_key',
+           'train_run', 'end_with_parent', 'join_processes', 'settings_of', 'run_by_torchrun', 'main', 'why_failed',
+           'launch']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import io, json, logging, os, signal, sys, threading, time, uuid
@@ -178,44 +179,60 @@ def check_losses(
     return values
 
 # %% ../nbs/03_train.ipynb #94f692be
+def train_step(
+    model: nn.Module, images, targets,  # uint8 (N, 3, H, W) and int64 (N,), on its device
+    parts: dict,  # optimizer, scheduler, scaler, and average where there is one
+    normalize: bool, device: torch.device, dtype: torch.dtype,
+    weight=1.     # of the loss among those of other processes
+) -> tuple:       # (loss, right answers), scalars on the device
+    "One step on one batch."
+    with autocast(device, dtype):
+        logits = model(to_input(images, normalize)).float()
+    loss = cross_entropy(logits, targets)
+    parts['optimizer'].zero_grad(set_to_none=True)
+    parts['scaler'].scale(loss * weight).backward()
+    parts['scaler'].step(parts['optimizer'])
+    parts['scaler'].update()
+    parts['scheduler'].step()
+    if 'average' in parts: parts['average'].update_parameters(model)
+    return loss.detach(), (logits.argmax(1) == targets).sum()
+
+# %% ../nbs/03_train.ipynb #0cbbe26e
+def summed(
+    values: list,         # of this process
+    device: torch.device
+) -> list:
+    "The sums over all processes."
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    if world()[1] > 1: dist.all_reduce(sums)
+    return sums.tolist()
+
+# %% ../nbs/03_train.ipynb #d638d917
 def train_epoch(
-    model,      # in channels-last memory, on its device
-    batches,    # `training_loader`
-    normalize,  # see `to_input`
-    optimizer, scheduler, scaler,
-    device, dtype,
-    desc='',    # of the progress bar
-    average=None # AveragedModel, updated after every step
-):
-    """One pass over the training images: `{train_loss, train_accuracy}`. Raises `FaceError` when
-    the loss is not finite."""
+    model: nn.Module, # in channels-last memory, on its device
+    batches,          # `training_loader`
+    parts: dict,      # see `train_step`
+    normalize: bool,  # see `to_input`
+    device: torch.device, dtype: torch.dtype,
+    desc=''           # of the progress bar
+) -> dict:            # train_loss, train_accuracy
+    "One pass over the training images. Raises `FaceError` when the loss is not finite."
     model.train()
     n, losses, hits, sizes = world()[1], [], [], []
     every, drawn = 1 if device.type == 'cpu' else 50, batches.batch_sampler
     first = lambda i: batches.dataset.path_of(drawn.batches[i][0])
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
         images, targets = (x.to(device, non_blocking=True) for x in (images, targets))
-        with autocast(device, dtype):
-            logits = model(to_input(images, normalize)).float()
-        loss = cross_entropy(logits, targets)
-        losses.append(loss.detach())
-        hits.append((logits.argmax(1) == targets).sum())
+        weight = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
+        loss, right = train_step(model, images, targets, parts, normalize, device, dtype, weight)
+        losses.append(loss)
+        hits.append(right)
         sizes.append(len(targets))
         if (i + 1) % every == 0:
             recent = check_losses(losses, desc, first, max(0, i - 49))
             bar.set_postfix(loss=f'{np.mean(recent):.3f}', refresh=False)
-        share = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss * share).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        if average: average.update_parameters(model)
     total = np.dot(check_losses(losses, desc, first), sizes)
-    sums = torch.tensor(
-        [total, torch.stack(hits).sum().item(), sum(sizes)], dtype=torch.float64, device=device)
-    if n > 1: dist.all_reduce(sums)
-    loss, right, seen = sums.tolist()
+    loss, right, seen = summed([total, torch.stack(hits).sum().item(), sum(sizes)], device)
     return dict(train_loss=loss / seen, train_accuracy=right / seen)
 
 # %% ../nbs/03_train.ipynb #a0fe61b9
@@ -328,17 +345,17 @@ def fit(
     opt = make_optimizer(model, s.optimizer, s.lr, s.weight_decay, device.type == 'cuda')
     sched = make_schedule(opt, s.schedule, s.lr, s.epochs * len(train))
     if n > 1: net = DistributedDataParallel(model)
-    scaler, average = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), None
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     parts = dict(model=model, optimizer=opt, scheduler=sched, scaler=scaler)
-    if s.ema: parts['average'] = average = averaged(model, s.ema)
-    judged = average.module if average else model
+    if s.ema: parts['average'] = averaged(model, s.ema)
+    judged = parts['average'].module if s.ema else model
     history, best = restore(last, key, parts)
     for epoch in range(len(history), s.epochs):
         if s.patience and no_better(history) >= s.patience: break
         begin_epoch(train.dataset, s, epoch)
         row, start = dict(epoch=epoch + 1, lr=opt.param_groups[0]['lr']), time.perf_counter()
-        row |= train_epoch(net, train, normalize, opt, sched, scaler, device, dtype,
-                           f'epoch {epoch + 1}/{s.epochs}', average)
+        row |= train_epoch(net, train, parts, normalize, device, dtype,
+                           f'epoch {epoch + 1}/{s.epochs}')
         row |= validate(judged, valid, normalize, device, dtype)
         history.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
         if s.keep == 'last' or no_better(history) == 0:
