@@ -35,11 +35,6 @@ from .faces import face_crops, find_faces, whole_image
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
 
-# %% ../nbs/lib/07_detector.ipynb #d4f3d76e
-try: from fakeface.images import read_image
-except ImportError:  # until the module is there
-    def read_image(src, name=None): return open_image(src, name), ''
-
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
     'fake': 'likely AI-generated', 'real': 'no trace of generation found',

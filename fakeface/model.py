@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'STD', 'META_KEY', 'MAX_WEIGHTS', 'FORMAT', 'STORED', 'MAX_META', 'fit_to', 'to_input', 'new_model', 'trunk',
            'is_plain', 'read_tensors', 'imagenet_tensors', 'build_model', 'pick_device', 'pick_dtype', 'autocast',
            'metadata', 'save_checkpoint', 'number_in', 'check_metadata', 'load_checkpoint', 'seal_path', 'seal_text',
-           'write_seal', 'check_seal', 'p_fake', 'decide']
+           'write_seal', 'check_seal', 'p_fake', 'decide', 'model_settings']
 
 # %% ../nbs/02_model.ipynb #200001d0
 import hashlib, json, socket, warnings
@@ -24,6 +24,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 from torchvision.transforms.v2 import functional as TF
 
 from .core import *
+from .images import *
 
 # %% ../nbs/02_model.ipynb #cd57b918
 def fit_to(
@@ -320,3 +321,14 @@ def decide(
 )->str:
     "'real' below the band, 'fake' from its upper end on, 'uncertain' in it."
     return 'fake' if p >= high else 'real' if p < low else 'uncertain'
+
+# %% ../nbs/02_model.ipynb #d1be0688
+def model_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them: paths absolute. Raises `FaceError` for weights not there."
+    if (w := s['weights']) in ('imagenet', 'random'): return s
+    if not Path(w).is_file():
+        raise FaceError(f'model.weights={w}: no such file; name imagenet, random, shipped or a '
+                        'weights file')
+    return s | dict(weights=str(Path(w).resolve()))
