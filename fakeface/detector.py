@@ -34,17 +34,11 @@ from .images import *
 from .faces import face_crops, find_faces, whole_image
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
-from .standin import make_pair
-
-# %% ../nbs/lib/07_detector.ipynb #d4f3d76e
-try: from fakeface.images import read_image
-except ImportError:  # until the module is there
-    def read_image(src, name=None): return open_image(src, name), ''
 
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
-    'fake': 'likely AI-generated', 'real': 'no trace found', 'uncertain': 'uncertain',
-    '': 'not judged'
+    'fake': 'likely AI-generated', 'real': 'no trace of generation found',
+    'uncertain': 'uncertain', '': 'not judged'
 }
 
 @dataclass(frozen=True)
@@ -331,8 +325,8 @@ def html_row(
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
 CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
-          'misses most faces of generators that it has not learned from, so "no trace found" does '
-          'not mean that a face is a photograph.')
+          'misses most faces of generators that it has not learned from, so "no trace of generation '
+          'found" does not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."
@@ -482,7 +476,8 @@ def save_heatmap(
 def examples() -> dict:
     """`{name: bytes}` of images that anyone may have, generated faces first; their sources stand
     in README.md beside them."""
-    return {p.name: p.read_bytes() for p in sorted((SHIPPED.parent.parent/'examples').glob('*.jpg'))}
+    folder = SHIPPED.parent.parent/'examples'
+    return {p.name: p.read_bytes() for p in sorted(folder.glob('*.jpg'))}
 
 # %% ../nbs/lib/07_detector.ipynb #b04af90a
 def checkpoints(

@@ -35,7 +35,7 @@ def face(i):
 @cache
 def photograph(faces=1):
     "The sample photograph of matplotlib, or its face this many times beside each other, as an image file."
-    jpeg = examples()['Grace Hopper, photograph.jpg']
+    jpeg = examples()['photograph of Grace Hopper.jpg']
     return jpeg if faces == 1 else encode(np.concatenate([open_image(jpeg)[:, 50:450, 60:460]] * faces, 2))
 
 def encode(pixels, format='PNG'): Image.fromarray(pixels.transpose(1, 2, 0)).save(out := io.BytesIO(), format); return out.getvalue()
@@ -95,7 +95,7 @@ def card(v): return SAYS[v.verdict].casefold(), named(v)
 def cards(app):
     "`(verdict, name)` of the faces shown in full."
     headings = [h.split(' ', 1)[1].casefold() for h in texts(judge(app).subheader) if not re.match(r'(\d+ )?images.*: ', h)]
-    return list(zip(headings, [t for t in texts(judge(app).text) if not t.startswith('Reason: ')], strict=True))
+    return list(zip(headings, [t.split('\n')[0] for t in texts(judge(app).text) if not re.match(NOT_A_NAME, t)], strict=True))
 
 def fits(text, p):
     "Whether the words over the bar say `p`, without being surer than whole percents."
@@ -366,7 +366,7 @@ def test_doubt_is_shown_as_doubt(weights, demo, tmp_path):
     assert 'uncertain' in ' '.join(texts(app.sidebar.caption))
 
 def test_the_url_sets_the_settings(demo, detector, saved):
-    app, shot = sound(demo(threshold='30', heatmap='LayerCAM', whole='true', source='Examples')), 'Grace Hopper, photograph.jpg'
+    app, shot = sound(demo(threshold='30', heatmap='LayerCAM', whole='true', source='Examples')), 'photograph of Grace Hopper.jpg'
     v, = detector.explain([(shot, photograph())], 'layercam', whole=True)
     assert app.slider(key='threshold').value == 30 and app.selectbox(key='heatmap').value == 'layercam' and app.toggle(key='whole').value is True
     assert cards(app) == [card(decided([v], band_from(detector.band, .3))[0])] and alike(pixels(saved[f'{Path(shot).stem}-0-heatmap.png']), v.overlay(.6))
@@ -559,7 +559,7 @@ def test_in_a_browser(served, detector):
 def test_a_link_keeps_the_settings(served, detector):
     "What one visitor sets stands in the address, and another who opens it finds it set; the other one likes it dark."
     url, lines = served
-    name = 'Grace Hopper, photograph.jpg'
+    name = 'photograph of Grace Hopper.jpg'
     with chromium() as new:
         page = new(url)
         page.get_by_text('Examples', exact=True).click()

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from fakeface.core import FaceError, load_json
+from fakeface.core import FaceError, load_json, wilson
 from fakeface.detector import Detector
 from fakeface.evaluate import (cluster_rows, clusters, compare, compare_errors, errors, evaluate,
                                group_claims, grouped, holm, mcnemar, metrics_table, plot_confusion,
                                plot_curves, plot_errors, plot_reliability, ranking, slices)
 from fakeface.folders import evaluate_folder, judge_folder
-from fakeface.metrics import ece, ece_if_perfect, wilson
+from fakeface.metrics import ece, ece_if_perfect
 from fakeface.model import build_model, metadata
 from fakeface.report import answer
 from fakeface.ship import fill, markdown_table, results_row

@@ -4,12 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
 
 from fakeface.core import FAKE
 from fakeface.images import find_images, open_image
 from fakeface.detector import Detector
-from fakeface.explanations import filled, told_by_maps
+from fakeface.explanations import told_by_maps
 from fakeface.gradcam import closed_form, enlarged, evidence, explained
 from fakeface.model import metadata, to_input, trunk
 
@@ -44,26 +43,6 @@ def test_the_map_speaks_for_the_verdict_given(shipped, images):
     seen, fake = explained(shipped.model, metadata(size=64, threshold=.5), images[0], .5)  # at the threshold: fake
     same, real = explained(shipped.model, metadata(size=64, threshold=.5), images[0], .499)
     assert (seen == images[0].transpose(1, 2, 0)).all() and (same == seen).all() and (fake != real).any()
-
-def solved(image, known):
-    "What `filled` approaches, from SciPy's direct solver: each unknown pixel is the weighted mean of its neighbours."
-    h, w = known.shape
-    side = lambda n: (sparse.diags([np.ones(n - 1), np.full(n, 2), np.ones(n - 1)], [-1, 0, 1])).tocsr()
-    near = sparse.kron(side(h), side(w)).tocsr(); near.setdiag(0)  # the weights 1 2 1, 2 0 2, 1 2 1, up to a factor
-    hole, at = ~known.ravel(), image.reshape(-1, 3)
-    A = sparse.diags(np.asarray(near.sum(1)).ravel()) - near
-    out = at.astype(float); out[hole] = sparse.linalg.spsolve(A[hole][:, hole].tocsc(), -A[hole][:, ~hole] @ at[~hole])
-    return out.reshape(image.shape)
-
-@pytest.mark.parametrize('share', [.1, .5, .9])
-def test_what_is_filled_in_comes_from_around_it(share):
-    rng, y = np.random.default_rng(0), np.mgrid[:64, :64][0].astype(np.float32) / 64
-    known = rng.uniform(size=(8, 8)).repeat(8, 0).repeat(8, 1) >= share
-    flat, ramp = np.full((64, 64, 3), .7, np.float32), np.stack([y, 1 - y, y / 2], 2)
-    assert np.allclose(filled(flat, known), flat, atol=.02)
-    out = filled(ramp, known)
-    assert (out[known] == ramp[known]).all() and -.05 < out.min() and out.max() < 1.05
-    assert abs(out - solved(ramp, known)).mean() < .01 and abs(out - ramp).mean() < {.1: .005, .5: .02, .9: .15}[share]  # .118 is what the exact solution is off by where a twelfth is known
 
 def test_equal_maps_support_no_claim_and_a_true_one_does():
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from conftest import ROOT
 from fakeface.core import FaceError, load_json, save_json
 from fakeface.data import list_images, sample, save_manifest
+from fakeface.dataset import Run
 from fakeface.detector import Detector
 from fakeface.metrics import wilson
 from fakeface.generators import (STATISTICS, aucs, by_generator, facts, generators_table, generators_text, hashes_of, judge_people, judge_set,
@@ -179,24 +180,24 @@ def test_images_that_were_trained_on_are_left_out(checkpoint, drawn, faces):
 
 def test_each_generator_of_the_test_images_stands_beside_all_reals(run_dir, drawn):
     scores = pd.read_csv(run_dir/'predictions.csv').set_index('path').p_fake
-    [(name, d)] = by_generator(judged_test(run_dir)[1])
+    [(name, d)] = by_generator(judged_test(Run(run_dir, 'cpu')))
     assert name == 'standin' and d.label.value_counts().to_dict() == dict(fake=6, real=6) and np.allclose(d.p_fake, scores[d.path])  # read, not judged again
     m = pd.read_csv(run_dir/'manifest.csv', keep_default_na=False)
     fakes = m.index[(m.split == 'test') & (m.label == 'fake')]
     m.loc[fakes[:2], 'generator'], m.loc[fakes[2:], 'generator'] = 'one', ''; save_manifest(m, run_dir/'manifest.csv')
-    found = dict(by_generator(judged_test(run_dir)[1]))
+    found = dict(by_generator(judged_test(Run(run_dir, 'cpu'))))
     assert {n: d.label.value_counts().to_dict() for n, d in found.items()} == {'one': dict(fake=2, real=6), 'standin': dict(fake=4, real=6)}  # '' takes the source's name
 
 def test_a_test_image_that_is_gone_is_counted(run_dir, faces):
     save_json(run_dir/'data.json', dict(root=str(faces))); next((faces/'test'/'real').iterdir()).unlink()
-    row = summarise('x', by_generator(judged_test(run_dir)[1])[0][1], THRESHOLD, BAND, 20)
+    row = summarise('x', by_generator(judged_test(Run(run_dir, 'cpu')))[0][1], THRESHOLD, BAND, 20)
     assert (row['unreadable'], row['caught']['n'], row['accused']['n']) == (1, 6, 5)
 
 def test_scores_must_be_there_and_of_these_images(run_dir):
     p = pd.read_csv(run_dir/'predictions.csv'); p.head(11).to_csv(run_dir/'predictions.csv', index=False)
-    with pytest.raises(FaceError, match='run 04_evaluate again'): judged_test(run_dir)
+    with pytest.raises(FaceError, match='run 04_evaluate again'): judged_test(Run(run_dir, 'cpu'))
     (run_dir/'predictions.csv').unlink()
-    with pytest.raises(FaceError, match='missing; run 04_evaluate first'): judged_test(run_dir)
+    with pytest.raises(FaceError, match='missing; run 04_evaluate first'): judged_test(Run(run_dir, 'cpu'))
 
 # --- by source ---
 

@@ -18,9 +18,9 @@ from fakeface.corrupt import jpeg
 from fakeface.data import sample, save_manifest
 from fakeface.detector import Detector
 from fakeface.model import build_model, fit_to, metadata, p_fake, to_input
-from fakeface.dataset import judge_copies
-from fakeface.shortcuts import (READING, condition_rows, drop, enlarge_and_back, facts_table, file_facts, judge_altered, judge_conditions, learn_facts, learn_spectrum,
-                                patches, plot_shortcuts, points, reencode, scored, scores_of, shift, shortcut_table, shuffle_patches, spectra, spectrum, take_part, verdict)
+from fakeface.dataset import Run, first_of_each, judge_copies, judge_images
+from fakeface.shortcuts import (READING, condition_rows, drop, enlarge_and_back, facts_table, file_facts, judge_conditions, learn_facts, learn_spectrum,
+                                patches, plot_shortcuts, points, reencode, scored, shift, shortcut_table, shuffle_patches, spectra, spectrum, verdict)
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')  # torchvision's JPEG
 
@@ -57,6 +57,8 @@ def light(x): half = x.shape[-1] // 2; return 40 * (x[..., half:] - x[..., :half
 META = metadata(size=64, normalize=False)
 
 def is_fake(manifest): return (manifest.label == 'fake').to_numpy()
+
+def take_part(manifest, split, n=0): return first_of_each(manifest[manifest.split == split], n)
 
 # --- the file alone ---
 
@@ -196,8 +198,8 @@ def test_each_image_has_its_own_order():
 def test_altered_images_get_the_score_that_the_detector_gives_their_files(other_quality, tmp_path, workers):
     root, m = other_quality; few = take_part(m, 'test', 6)
     model, meta = build_model('random', seed=1)[0].eval(), metadata(size=48, normalize=False, temperature=.3)
-    judge = lambda alter, view: judge_altered(model, meta, root, few, alter, view, batch_size=4, workers=workers)
-    unaltered = judge(None, None)
+    judge = lambda alter, view: judge_images(model, meta, root, few, alter, view=view, batch_size=4, workers=workers)
+    unaltered = judge('', None)
     assert unaltered.tolist() == pytest.approx(judge_copies(model, meta, root, few, [''])[''].tolist(), abs=1e-6)
     for alter in (reencode, partial(enlarge_and_back, inner=10)):
         for i, p in enumerate(few.path): write(alter(torch.from_numpy(open_image(root/p))), tmp_path/f'{i}.png', 0)  # as a file, before it is resized
@@ -207,17 +209,17 @@ def test_altered_images_get_the_score_that_the_detector_gives_their_files(other_
     with torch.inference_mode():
         mixed = p_fake(model(to_input(torch.stack([shuffle_patches(x, 16) for x in whole]), False)), .3)
         alone = p_fake(torch.stack([model(to_input(patches(x, 24), False)).mean(0) for x in whole]), .3)
-    assert judge(None, partial(shuffle_patches, side=16)).tolist() == pytest.approx(mixed.tolist(), abs=1e-5)
-    assert judge(None, partial(patches, side=24)).tolist() == pytest.approx(alone.tolist(), abs=1e-5)
+    assert judge('', partial(shuffle_patches, side=16)).tolist() == pytest.approx(mixed.tolist(), abs=1e-5)
+    assert judge('', partial(patches, side=24)).tolist() == pytest.approx(alone.tolist(), abs=1e-5)
 
 def test_a_file_that_went_bad_is_named(faces):
     m, _ = sample(faces, dict(train=0, valid=0, test=0)); (faces/m.path[1]).write_bytes(b'\xff\xd8\xff')
-    with pytest.raises(ImageError, match=f'^{m.path[1]}: '): judge_altered(build_model('random')[0], META, faces, m.head(3), reencode)
+    with pytest.raises(ImageError, match=f'^{m.path[1]}: '): judge_images(build_model('random')[0], META, faces, m.head(3), reencode)
 
 def examine(evidence, root, manifest):
     test = take_part(manifest, 'test'); fake = is_fake(test)
-    judge = lambda which, alter, view: judge_altered(Judge(evidence), META, root, test[which], alter, view)
-    unaltered = judge(np.ones_like(fake), None, None)
+    judge = lambda which, alter, view: judge_images(Judge(evidence), META, root, test[which], alter, view=view)
+    unaltered = judge(np.ones_like(fake), '', None)
     rows = condition_rows(fake, unaltered, judge_conditions(fake, unaltered, judge), .5, 200)
     return dict(n=80, n_fake=40, n_real=40, goal=.5, model=scored(fake, unaltered, .5, 200), conditions=rows)
 
@@ -234,7 +236,7 @@ def test_each_condition_alters_whom_it_says():
     fake, calls = np.array([True, True, False, False]), []
     marks = {reencode: .1, enlarge_and_back: .2, shuffle_patches: .4, patches: .5}
     def judge(which, alter, view):
-        f = view or alter; calls.append((tuple(which), alter is not None, view is not None))
+        f = view or alter; calls.append((tuple(which), alter != '', view is not None))
         return np.full(which.sum(), .3 if getattr(f, 'keywords', {}).get('inner') == 0 else marks[getattr(f, 'func', f)] + getattr(f, 'keywords', {}).get('side', 0) / 1000)
     unaltered = np.full(4, .9)
     found = {n: (k, s.round(3).tolist()) for n, k, s in judge_conditions(fake, unaltered, judge)}
@@ -319,10 +321,10 @@ def test_table_and_figure_show_every_row():
 
 def test_scores_come_from_the_evaluation(tmp_path):
     wanted = pd.DataFrame(dict(path=['a', 'b']))
-    with pytest.raises(FaceError, match='run 04_evaluate first'): scores_of(tmp_path, wanted)
+    with pytest.raises(FaceError, match='run 04_evaluate first'): Run(tmp_path, 'cpu').scores(wanted)
     pd.DataFrame(dict(path=['c', 'b', 'a'], p_fake=[.3, .2, .1])).to_csv(tmp_path/'predictions.csv', index=False)
-    assert scores_of(tmp_path, wanted).tolist() == [.1, .2]
-    with pytest.raises(FaceError, match='1 of 2 test images are not in it'): scores_of(tmp_path, pd.DataFrame(dict(path=['a', 'z'])))
+    assert Run(tmp_path, 'cpu').scores(wanted).tolist() == [.1, .2]
+    with pytest.raises(FaceError, match='1 of 2 test images are not in it'): Run(tmp_path, 'cpu').scores(pd.DataFrame(dict(path=['a', 'z'])))
 
 def run_step(run_dir, **settings):
     "The Run cells of the notebook, in this process."
