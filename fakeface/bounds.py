@@ -52,7 +52,8 @@ def first_tags(
     n, = unpack_from(order + number, data, at)
     if n > 65_535: raise too_many()
     size, start = calcsize(order + entry), at + calcsize(order + number)
-    rows = iter_unpack(order + entry, data[start:start + min(n, (len(data) - start) // size) * size])
+    n = min(n, (len(data) - start) // size)
+    rows = iter_unpack(order + entry, data[start:start + n * size])
     # a number of two bytes stands at the beginning of its place
     late = 8 * calcsize(place) - 16 if order == '>' else 0
     return {tag: (kind, count, value >> late if (kind, count) == (3, 1) else value)
