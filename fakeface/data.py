@@ -607,8 +607,9 @@ def taken_text(
     part = lambda s: ', '.join(f'{n[s, c]} {c}' for c in CLASSES if (s, c) in n)
     taken = '; '.join(part(s) + (f' in {s}' if s else '') for s in ('', *SPLITS) if s in n)
     total, kinds = sum(passed.values()), sorted(passed.items(), key=lambda kv: -kv[1])
-    told = f'{total}: ' + ', '.join(f'{n} {k}' for k, n in kinds) if total else 'nothing'
-    return f'took {len(files)} image{"s" * (len(files) != 1)}: {taken}; passed over {told}'
+    told = ', '.join(f'{n} {"other files" if k == "other" else k}' for k, n in kinds)
+    return (f'took {len(files)} image{"s" * (len(files) != 1)}: {taken}; passed over '
+            + (f'{total}: {told}' if total else 'nothing'))
 
 # %% ../nbs/01_data.ipynb #37fcf6cd
 def sample(
