@@ -236,7 +236,7 @@ def settings_claims(
         if tool: programs[tool] = programs.get(tool) or model and (model[1] or model[2]) or ''
         elif NAMED.search(text): named[quoted(text.partition(': ')[2])] = None
     for tool, model in programs.items():
-        told = f', with the model {quoted(model, 40)}' if model else ''
+        told = f' (here {quoted(model, 40)})' if model else ''
         yield Claim('settings', f'The file holds settings of {tool}, which makes images with AI '
                     f'models{told}. {EASY}', tool, None, 'generated')
     for maker in islice(() if programs else named, 3):
