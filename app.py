@@ -302,7 +302,8 @@ def summary(items, verdicts):
 
 def judging(name, detector, band, method, whole):
     """The page on which images are judged. The answer stands above the chooser: on a phone it is
-    in sight as soon as it is there."""
+    in sight as soon as it is there, if the browser does not scroll to keep the chooser in sight."""
+    st.html('<style>[data-testid="stMain"] {overflow-anchor: none}</style>')
     how, answer = (name, whole), st.container()
     items = chosen_items()
     with answer:

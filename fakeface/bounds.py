@@ -52,7 +52,8 @@ def first_tags(
     n, = unpack_from(order + number, data, at)
     if n > 65_535: raise too_many()
     size, start = calcsize(order + entry), at + calcsize(order + number)
-    rows = iter_unpack(order + entry, data[start:start + min(n, (len(data) - start) // size) * size])
+    n = min(n, (len(data) - start) // size)
+    rows = iter_unpack(order + entry, data[start:start + n * size])
     # a number of two bytes stands at the beginning of its place
     late = 8 * calcsize(place) - 16 if order == '>' else 0
     return {tag: (kind, count, value >> late if (kind, count) == (3, 1) else value)
@@ -144,7 +145,9 @@ def short_text(
 def png_pixels(
     data  # encoded bytes of a PNG
 ):
-    "The same picture without texts, and without what follows its end. Raises `ValueError`."
+    """The same picture without texts, and without what follows its end. Raises `ValueError`, and
+    `NotImplementedError` for Apple's own kind."""
+    if data[12:16] == b'CgBI': raise NotImplementedError('made for iOS')
     kept, seen, at, view = [data[:8]], set(), 8, memoryview(data)
     for _ in range(MAX_PARTS):
         kind, end = data[at + 4:at + 8], at + 12 + int.from_bytes(data[at:at + 4])
@@ -174,7 +177,7 @@ def check_size(
         raise ImageError(name, f'{w} x {h} pixels, a side longer than {MAX_SIDE}')
     if float(tags.get(322, 0)) * float(tags.get(323, 0)) > max_pixels:
         raise ImageError(name, f'tiles of more than {max_pixels / 1e6:.0f} million pixels')
-    if scans > MAX_SCANS * max(1, max_pixels / (w * h)):
+    if scans * w * h > MAX_SCANS * max(max_pixels, w * h):
         raise ImageError(name, f'{scans} scans of {w} x {h} pixels, too many to decode')
     if tags.get(284) == 2 and max(tags.get(258, [8])) > 8:
         raise NotImplementedError('16 bits in planes')  # of which Pillow reads one

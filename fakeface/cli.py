@@ -419,7 +419,7 @@ def cmd_audit(a):
     and why; with several sources also each of them, and what gives it away."""
     from fakeface.data import audit, join_roots, sample, taken_text
     with tempfile.TemporaryDirectory() as d:
-        root = join_roots(a.folder, d)
+        root = join_roots(a.folder, d, a.classes)
         manifest, passed = sample(root, dict(train=0, valid=0, test=0), classes=a.classes)
         print(audit(manifest).to_string())
         if manifest.source.nunique() > 1:

@@ -193,7 +193,7 @@ def two_readings(folder, a, b, *_):  # the sentence for class folders at differe
             'meant; move one away, or name the folder that holds it')
 
 # %% ../nbs/01_data.ipynb #aa279ffa
-TABLES = ('.csv', '.tsv', '.json', '.parquet', '.xlsx')
+TABLES = ('.csv', '.tsv', '.jsonl', '.parquet', '.xlsx')
 
 def seen(
     root: Path,
@@ -408,17 +408,19 @@ def check_both(
 # %% ../nbs/01_data.ipynb #ef3883fd
 def join_roots(
     roots,  # data sets
-    folder  # for the links
+    folder, # for the links
+    classes=()  # see `list_images`
 ):
     """The only data set itself, or `folder`, made anew with a link to each of several.
 
-    Raises `FaceError` when two of them have the same name."""
+    Raises `FaceError` when two of them have the same name, or one is no data set."""
     roots = [Path(r).resolve() for r in roots]
     if len(roots) == 1: return roots[0]
     names = [r.name for r in roots]
     if twice := [n for n in names if names.count(n) > 1]:
         raise FaceError(f'two data sets are called {twice[0]}; rename one, or link to it under a '
                         'new name')
+    for r in roots: class_folders(r, classes)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in filter(Path.is_symlink, folder.iterdir()): old.unlink()
@@ -606,9 +608,11 @@ def taken_text(
     n = files.value_counts(['split', 'label'])
     part = lambda s: ', '.join(f'{n[s, c]} {c}' for c in CLASSES if (s, c) in n)
     taken = '; '.join(part(s) + (f' in {s}' if s else '') for s in ('', *SPLITS) if s in n)
+    other = lambda n: 'other file' + 's' * (n > 1)  # that is what the walk calls `other`
     total, kinds = sum(passed.values()), sorted(passed.items(), key=lambda kv: -kv[1])
-    told = f'{total}: ' + ', '.join(f'{n} {k}' for k, n in kinds) if total else 'nothing'
-    return f'took {len(files)} image{"s" * (len(files) != 1)}: {taken}; passed over {told}'
+    told = ', '.join(f'{n} {other(n) if k == "other" else k}' for k, n in kinds)
+    return (f'took {len(files)} image{"s" * (len(files) != 1)}: {taken}; passed over '
+            + (f'{total}: {told}' if total else 'nothing'))
 
 # %% ../nbs/01_data.ipynb #37fcf6cd
 def sample(

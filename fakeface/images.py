@@ -71,7 +71,7 @@ SIGNS = {
     'AVIF': rb'....ftyp(avi[fs]|m[is]f1....(....){0,8}?avi[fs])',
     'HEIF': rb'....ftyp(he[iv][cxms]|m[is]f[12]|........(....){0,8}?(heic|mif1))',
     'video': rb'....(ftyp(?!M4A)|moov|mdat|wide|pnot)|RIFF....AVI |\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]'
-             rb'|FLV\x01|0&\xb2u|G.{187}G',
+             rb'|FLV\x01|0&\xb2u|G.{187}G.{187}G',
     'document': rb'%PDF|%!PS|\{\\rtf|\xd0\xcf\x11\xe0'
                 rb'|PK\x03\x04.{26}(\[Content|mimetype|_rels|docProps|word/|xl/|ppt/)',
     'ZIP archive': rb'PK(\x03\x04|\x05\x06)',
