@@ -8,7 +8,7 @@ __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF',
            'MAX_STORE', 'OFFLINE', 'CHECK', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted', 'unpacked',
            'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts',
            'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'source_types', 'history',
-           'stated', 'failures', 'signature', 'remote_claims', 'signed_claims', 'signed_claim', 'claims',
+           'stated', 'failures', 'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim', 'claims',
            'disagreement']
 
 # %% ../nbs/lib/14_claims.ipynb #0e197339
@@ -341,7 +341,8 @@ def read_store(
     except OSError as e: return f'no process could be started to check it ({e.strerror})'
     if done.returncode: return f'checking it failed, or takes more than {MEMORY / 2**30:.0f} GB'
     if len(done.stdout) > MAX_STORE: return f'it is longer than {MAX_STORE / 2**20:.0f} MB'
-    return json.loads(done.stdout)
+    try: return json.loads(done.stdout)
+    except RecursionError: return 'it is nested too deeply'
 
 # %% ../nbs/lib/14_claims.ipynb #a806e8bb
 def source_types(
@@ -441,7 +442,15 @@ def remote_claims(
             yield Claim('signed', 'The file points to a signed statement on the internet, at '
                         f'{quoted(text)}. Nothing is fetched, so it was not read.')
 
-# %% ../nbs/lib/14_claims.ipynb #cdecdfac
+# %% ../nbs/lib/14_claims.ipynb #0c92fda4
+def unread(
+    why  # in words
+):
+    "The claim of a statement that could not be read."
+    return Claim('signed', 'The file carries a signed statement (C2PA) that cannot be read: '
+                 f'{printable(why)}.')
+
+# %% ../nbs/lib/14_claims.ipynb #90109009
 MISSING = ("The file may carry a signed statement (C2PA), which was not read: pip install "
            "'fakeface[claims]'")
 
@@ -453,12 +462,13 @@ def signed_claims(
     if b'jumb' not in data: return
     store = read_store(data, anchors) if find_spec('c2pa') else MISSING
     if store is MISSING: yield Claim('signed', MISSING)
-    elif isinstance(store, str):
-        yield Claim('signed', 'The file carries a signed statement (C2PA) that cannot be read: '
-                    f'{printable(store)}.')
-    elif store: yield signed_claim(store)
+    elif isinstance(store, str): yield unread(store)
+    elif store:
+        try: yield signed_claim(store)
+        except (AttributeError, TypeError, RecursionError):  # no shape that the library promises
+            yield unread('its parts are not shaped as C2PA wants')
 
-# %% ../nbs/lib/14_claims.ipynb #a4baedaa
+# %% ../nbs/lib/14_claims.ipynb #decdc3ad
 def signed_claim(
     store  # from `read_store`
 ):
@@ -473,7 +483,7 @@ def signed_claim(
     return Claim('signed', f'The file carries a signed statement{by}{says}{using}. {holds}',
                  signer[1:-1], verified, origin)
 
-# %% ../nbs/lib/14_claims.ipynb #aaed9ca2
+# %% ../nbs/lib/14_claims.ipynb #eafdf480
 def claims(
     src,        # path, bytes or binary file object of an image
     name=None,  # what an error calls it; the path by default
@@ -489,7 +499,7 @@ def claims(
     told = [*signed, *label_claims(found), *settings_claims(found), *camera_claims(found)]
     return Claims({c.says: c for c in told}.values())
 
-# %% ../nbs/lib/14_claims.ipynb #f26549c0
+# %% ../nbs/lib/14_claims.ipynb #682038aa
 def disagreement(
     claims,  # list of Claim
     verdict  # Verdict, or its word: 'fake', 'real', 'uncertain' or ''
