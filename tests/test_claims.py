@@ -284,6 +284,16 @@ def test_bounds_of_the_check(authority, monkeypatch):
         assert told.verified is None and not told.origin
         assert 'cannot be read' in told.says and why in told.says
 
+def test_odd_shapes_are_told(authority, monkeypatch):
+    data, deep = authority.sign(image()), []
+    for _ in range(5000): deep = [deep]
+    for parts in (deep, [{'action': [], 'digitalSourceType': 'a', 'softwareAgent': {'name': [1]}}],
+                  [{'softwareAgent': 7, 'digitalSourceType': 'b'}]):
+        store = {'active_manifest': 'a', 'manifests': {'a': {'assertions': parts}}}
+        monkeypatch.setattr(module, 'read_store', lambda *_: store)
+        told, = claims(data)
+        assert told.kind == 'signed' and not told.verified and not told.origin
+
 def test_no_network(authority):
     asked = []
     class Handler(BaseHTTPRequestHandler):
