@@ -452,7 +452,7 @@ def evaluate_folder(
     """Metrics of a detector on the images of a folder, as from `evaluate`, with `source`, the
     number of unreadable images and what was `taken`, in words. Raises `FaceError`."""
     judged, unreadable = judge_folder(detector, root, split, copy, progress, classes)
-    passed = judged.attrs['passed'] | ({'unreadable': unreadable} if unreadable else {})
+    passed = judged.attrs.get('passed', {}) | ({'unreadable': unreadable} if unreadable else {})
     about = dict(source=source_name(root), split=split or 'all', copy=copy, unreadable=unreadable,
                  taken=taken_text(judged, passed))
     threshold, band, meta = (getattr(detector, n, v)
