@@ -20,11 +20,13 @@ setup(
     long_description=(here / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=['fakeface'],
-    package_data={'fakeface': ['weights/*', 'weights/figures/*']},
+    package_data={'fakeface': ['weights/*', 'weights/figures/*', 'examples/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={
-        'dev': cfg['dev_requirements'].split(), 'fetch': cfg['fetch_requirements'].split(),
+        # whoever develops tests what signed statements say, too
+        'dev': (cfg['dev_requirements'] + ' ' + cfg['claims_requirements']).split(),
+        'claims': cfg['claims_requirements'].split(), 'fetch': cfg['fetch_requirements'].split(),
         'onnx': cfg['onnx_requirements'].split()
     },
     entry_points={'console_scripts': [cfg['console_scripts']]},

@@ -22,7 +22,7 @@ from fakeface.core import FaceError, repo_path
 from fakeface.detector import SHIPPED, Detector
 from fakeface.gradcam import overlay
 from fakeface.model import MEAN, STD, decide, load_checkpoint, p_fake
-from fakeface.report import fill
+from fakeface.ship import fill
 from fakeface.standin import make_standin
 
 # --- the plain way ---

@@ -21,7 +21,7 @@ from fakeface.images import open_image
 from fakeface.data import list_images
 from fakeface.detector import SHIPPED
 from fakeface.metrics import bootstrap_all
-from fakeface.faces import cut_out, find_faces, side, square
+from fakeface.faces import aligned_square, cut_out, find_faces, side_length
 from fakeface.model import load_checkpoint, pick_dtype, autocast, to_input
 
 LARGE = 512  # side of the square from which on a face can be judged at 512 without being enlarged
@@ -40,8 +40,8 @@ def crops(
     than `LARGE` or there is none."""
     try: image = open_image(path)
     except ImageError: return None
-    found = [square(f) for f in find_faces(image)[:1]]
-    if not found or side(found[0]) < LARGE: return None
+    found = [aligned_square(f) for f in find_faces(image)[:1]]
+    if not found or side_length(found[0]) < LARGE: return None
     return cut_out(image, found[0], 256), cut_out(image, found[0], 512)
 
 WAYS = {'256': lambda small, large: [small[None]], '512': lambda small, large: [large[None]],

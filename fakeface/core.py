@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'FAKE', 'REAL', 'SPLITS', 'printable', 'FaceError', 'ImageError', 'atomic_write', 'save_figure', 'sweep',
-           'save_json', 'load_json', 'alone', 'ahead', 'digest', 'repo_path', 'commit', 'environment']
+           'save_json', 'load_json', 'alone', 'ahead', 'digest', 'wilson', 'repo_path', 'commit', 'environment']
 
 # %% ../nbs/lib/01_core.ipynb #3bf242ea
 import hashlib, json, os, platform, subprocess
@@ -13,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
 
 # %% ../nbs/lib/01_core.ipynb #14dcf593
 CLASSES = ('fake', 'real')
@@ -154,6 +156,17 @@ def digest(
     return hashlib.sha256(obj if isinstance(obj, bytes) else json.
                           dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
 
+# %% ../nbs/lib/01_core.ipynb #2175cf4a
+def wilson(
+    k, # successes
+    n  # trials
+):
+    "`(low, high)`: Wilson's 95 % interval of a share; (0, 1) when nothing was tried."
+    if not n: return 0., 1.
+    z2 = NormalDist().inv_cdf(.975)**2
+    middle, half = k + z2 / 2, sqrt(z2 * (k * (n - k) / n + z2 / 4))
+    return tuple(round(min(max((middle + s * half) / (n + z2), 0.), 1.), 12) for s in (-1, 1))
+
 # %% ../nbs/lib/01_core.ipynb #72fcb5fe
 def repo_path(
     name  # 'nbs', 'app.py' ...
@@ -182,8 +195,8 @@ def environment():
     """What a run ran on: UTC time, Python, platform, cores, package versions and the git commit, as
     a JSON-ready dict."""
     versions = {}
-    for p in ('fakeface', 'torch', 'torchvision', 'numpy', 'pandas', 'pillow', 'scikit-learn',
-              'grad-cam', 'opencv-python-headless'):
+    for p in ('fakeface', 'torch', 'torchvision', 'numpy', 'pandas', 'pillow', 'pillow-heif',
+              'scikit-learn', 'grad-cam', 'opencv-python-headless'):
         try: versions[p] = version(p)
         except PackageNotFoundError: versions[p] = None
     return dict(utc=datetime.now(timezone.utc).isoformat(timespec='seconds'),

@@ -10,7 +10,7 @@ __all__ = ['CLASS_WORDS', 'SPLIT_WORDS', 'PLAIN_WORDS', 'MASKS', 'DOUBT_WORDS', 
            'described', 'class_images', 'check_alone', 'alone_text', 'check_full', 'outside_text', 'list_images',
            'check_both', 'join_roots', 'shuffled', 'fill_splits', 'without', 'jpeg_quality', 'dhash', 'bits_apart',
            'inspect_image', 'take', 'in_turn', 'chosen', 'reason_kind', 'passed_over', 'taken_text', 'sample', 'leaks',
-           'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch']
+           'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch', 'data_settings']
 
 # %% ../nbs/01_data.ipynb #0cbba6cb
 import os, re
@@ -760,3 +760,13 @@ def fetch(
     except OSError as e: raise FaceError(f'{handle}: cannot write the download ({e})') from None
     class_folders(path)
     return Path(path)
+
+# %% ../nbs/01_data.ipynb #6127c4f1
+def data_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them: paths absolute. Raises `FaceError` for what is no data set."
+    if s['classes'] and not s['roots']: raise FaceError('classes: name a data set with --data')
+    for r in s['roots']: list_images(r, both=len(s['roots']) == 1, classes=s['classes'])
+    return s | dict(roots=[str(Path(r).resolve()) for r in s['roots']],
+                    standin_dir=str(Path(s['standin_dir'] or repo_path('data')).resolve()))

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'CLOSE', 'GENDERS', 'RACES', 'AGES', 'set_paths', 'set_names', 'pick', 'facts', 'describe', 'aucs',
            'framing', 'original_sides', 'told_apart', 'audit_sources', 'judge_set', 'judged_test', 'named_sources',
-           'by_generator', 'summarise', 'shortcut', 'beaten', 'note', 'generators_table', 'by_caught',
-           'generators_text', 'shortcuts_table', 'plot_shares', 'plot_strips', 'plot_generators', 'source_rows',
-           'sources_table', 'plot_bars', 'plot_sources', 'person', 'hashes_of', 'largest_face', 'judge_people',
-           'people_sample', 'people_rows', 'people_text', 'people_table']
+           'by_generator', 'summarise', 'shortcut', 'note', 'generators_table', 'by_caught', 'generators_text',
+           'shortcuts_table', 'plot_shares', 'plot_strips', 'plot_generators', 'source_rows', 'sources_table',
+           'plot_bars', 'plot_sources', 'person', 'hashes_of', 'largest_face', 'judge_people', 'people_sample',
+           'people_rows', 'people_text', 'people_table', 'generators_settings']
 
 # %% ../nbs/08_generators.ipynb #df0ac7aa
 import os, re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,33 +27,27 @@ from tqdm import tqdm
 from .core import *
 from .images import *
 from .data import (bits_apart, dhash, inspect_image, jpeg_quality, list_images,
-                           load_manifest, shuffled, source_name, span)
+                           shuffled, source_name, span)
 from .dataset import *
 from .evaluate import INK, properties
 from .metrics import *
-from .faces import face_crops, find_faces, side, square
+from .faces import aligned_square, face_crops, find_faces, side_length
 from .model import *
 
 # %% ../nbs/08_generators.ipynb #525ba34c
-def set_paths(
-    names  # folders
-):
-    """The data sets named, each once, as absolute `Path`s. Raises `FaceError` for one that is no
-    data set, before anything is judged."""
+def set_paths(names:list)->list[Path]:
+    """The folders of data sets, each once, as absolute paths. Raises `FaceError` for one that is
+    no data set, before anything is judged."""
     paths = list(dict.fromkeys(Path(os.path.abspath(os.path.expanduser(n))) for n in names))
     try:
-        for p in paths:
-            list_images(p, both=False)
-    except FaceError as e:
-        raise FaceError(f'sets: {e}') from None
+        for p in paths: list_images(p, both=False)
+    except FaceError as e: raise FaceError(f'sets: {e}') from None
     return paths
 
 # %% ../nbs/08_generators.ipynb #d95b2c65
-def set_names(
-    roots  # from `set_paths`
-):
-    """A name for each set: its folder's, with as many of the folders above as make it the only one
-    of that name."""
+def set_names(roots:list)->list[str]:
+    """A name for each set of `set_paths`: its folder's, with as many of the folders above as make
+    it the only one of that name."""
     names, k = [source_name(r) for r in roots], 1
     while len(set(names)) < len(names):
         k += 1
@@ -63,27 +56,26 @@ def set_names(
 
 # %% ../nbs/08_generators.ipynb #7afc6c0c
 def pick(
-    files,   # from `list_images`
-    n,       # of each class; 0: all
-    seed=42  # of the choice
-):
+    files:pd.DataFrame, # from `list_images`
+    n:int,              # of each class; 0: all
+    seed:int=42         # of the choice
+)->pd.DataFrame:
     "At most `n` images of each class, the same on every machine."
-    chosen = [
-        p for _, part in files.groupby('label') for p in shuffled(part.path, seed)[:n or None]
-    ]
-    return files[files.path.isin(chosen)].reset_index(drop=True)
+    each = [shuffled(part.path, seed)[:n or None] for _, part in files.groupby('label')]
+    return files[files.path.isin(sum(each, []))].reset_index(drop=True)
 
 # %% ../nbs/08_generators.ipynb #c7923ef6
 STATISTICS = dict(brightness='brightness', middle='brightness of the middle',
                   detail='high frequencies', kilobytes='file size', width='width',
                   quality='JPEG quality')
 
+# %% ../nbs/08_generators.ipynb #78755e0c
 def facts(
-    root,  # data set
-    path   # of the image, relative to it
-):
-    """`STATISTICS` of one image and its `sha256`, as a dict; or only the `error`, when it cannot be
-    opened."""
+    root:str|Path, # data set
+    path:str       # of the image, relative to it
+)->dict:
+    """`STATISTICS` of one image and its `sha256`, as a dict; or only the `error`, when it cannot
+    be opened."""
     try:
         data = read_bytes(Path(root)/path, path)
         with opened(data, path) as lazy: quality, im = jpeg_quality(lazy), to_rgb(lazy)
@@ -98,45 +90,40 @@ def facts(
 
 # %% ../nbs/08_generators.ipynb #88d5a09f
 def describe(
-    root,   # data set
-    files,  # with `path`
-    name='' # of the set, for the progress bar
-):
+    root:str|Path,      # data set
+    files:pd.DataFrame, # with `path`
+    name:str='images'   # of the set, for the progress bar
+)->pd.DataFrame:
     "`files` with the columns of `facts`."
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(
-            tqdm(pool.map(lambda p: facts(root, p), files.path), f'looking at {name or "images"}',
-                 len(files), leave=False))
-    return pd.concat([
-        files.reset_index(drop=True),
-        pd.DataFrame(found, columns=['error', 'sha256', *STATISTICS])
-    ], axis=1)
+    found = ahead(lambda p: facts(root, p), files.path, os.cpu_count(), 32)
+    found = list(tqdm(found, f'looking at {name}', len(files), leave=False))
+    found = pd.DataFrame(found, columns=['error', 'sha256', *STATISTICS])
+    return pd.concat([files.reset_index(drop=True), found], axis=1)
 
 # %% ../nbs/08_generators.ipynb #5c56c1ef
 def aucs(
-    is_fake,  # bool (N,), both classes
-    scores    # (N, M)
-):
+    is_fake:np.ndarray, # bool (N,), both classes
+    scores:np.ndarray   # (N, M)
+)->np.ndarray:
     "Area under the ROC curve of each column, float (M,)."
+    # scikit-learn takes one column at a time, and milliseconds for each
     k = is_fake.sum()
     return (rankdata(scores, axis=0)[is_fake].sum(0) - k * (k + 1) / 2) / (k * (len(is_fake) - k))
 
 # %% ../nbs/08_generators.ipynb #00c58c1d
-def framing(
-    path # of an image
-):
+def framing(path:str|Path)->float:
     """Side of the square around the largest face as a share of the image's shorter side; NaN where
     no face is found."""
     try: image = open_image(path)
     except ImageError: return np.nan
     found = find_faces(image)
-    return side(square(found[0])) / min(image.shape[1:]) if found else np.nan
+    return side_length(aligned_square(found[0])) / min(image.shape[1:]) if found else np.nan
 
 # %% ../nbs/08_generators.ipynb #8e47dccc
 def original_sides(
-    root,  # data set, or a folder with some in it
-    paths  # of images, relative to it
-):
+    root:str|Path, # data set, or a folder with some in it
+    paths          # of images, relative to it
+)->dict:
     """`{path: side}` as each data set's own index.csv tells it, where it has one: the side in
     pixels of the square that was cut out of the original (columns split, label, source, file,
     side)."""
@@ -154,95 +141,78 @@ def original_sides(
 CLOSE = .95  # an AUC this far from chance, or 1 less it: one number tells the source
 
 def told_apart(
-    d,      # from `describe`
-    label,  # class of the source
-    source  # its name
-):
+    d:pd.DataFrame, # from `describe`
+    label:str,      # class of the source
+    source:str      # its name
+)->str:
     """The statistic that best tells a source from all images of the other class, as text; '' when
     none does by `CLOSE`."""
     own, other = (d.source == source) & (d.label == label), d.label != label
-    part = d[own | other]
-    found = dict(
-        zip(STATISTICS, aucs(own[part.index].to_numpy(), part[list(STATISTICS)].to_numpy(float))))
-    best = max(found, key=lambda k: abs(found[k] - .5))
-    return (f'{STATISTICS[best]} (AUC {found[best]:.2f})' if abs(found[best] - .5) >= CLOSE -
-            .5 else '')
+    numbers = d.loc[own | other, list(STATISTICS)].to_numpy(float)
+    found = dict(zip(STATISTICS.values(), aucs(own[own | other].to_numpy(), numbers)))
+    best, auc = max(found.items(), key=lambda f: abs(f[1] - .5))
+    return f'{best} (AUC {auc:.2f})' if abs(auc - .5) >= CLOSE - .5 else ''
 
 # %% ../nbs/08_generators.ipynb #1babcfe5
 def audit_sources(
-    root,      # data set, or a folder with some in it
-    manifest,  # from `sample`
-    each=40,   # images looked at of each source
-    seed=42    # of the choice
-):
+    root:str|Path,         # data set, or a folder with some in it
+    manifest:pd.DataFrame, # from `sample`
+    each:int=40,           # images looked at of each source
+    seed:int=42            # of the choice
+)->pd.DataFrame:
     """Size, codec, framing and original side of each source, and the statistic that gives it away:
-    DataFrame to show."""
-    groups, sides = manifest.groupby(['label', 'source']), original_sides(root, manifest.path)
+    a row a source, to show."""
+    groups = manifest.groupby(['label', 'source'])
     chosen = [p for _, part in groups for p in shuffled(part.path, seed)[:each]]
     looked = manifest[manifest.path.isin(chosen)]
     d = describe(root, looked[['path', 'label', 'source', 'format']], 'sources')
     d = d[d.error == ''].reset_index(drop=True)
     d['face'] = [framing(Path(root)/p) for p in tqdm(d.path, 'finding faces', leave=False)]
-    d['side'] = d.path.map(sides)
+    d['original_side'] = d.path.map(original_sides(root, d.path))
     numbers = lambda v: span(v.dropna().round(2)) if v.notna().any() else ''
-    rows = {}
-    for (label, source), part in d.groupby(['label', 'source']):
-        formats = ', '.join(sorted(set(part.format)))
-        rows[label, source] = dict(images=len(groups.get_group(
-            (label, source))), format=formats, width=numbers(part.width),
-                                   quality=numbers(part.quality), kilobytes=numbers(part.kilobytes),
-                                   face=numbers(part.face), original_side=numbers(part.side),
-                                   told_by=told_apart(d, label, source))
+    shown = ['width', 'quality', 'kilobytes', 'face', 'original_side']
+    rows = {key: dict(images=len(groups.get_group(key)), format=', '.join(sorted(set(part.format))))
+            | {n: numbers(part[n]) for n in shown} | dict(told_by=told_apart(d, *key))
+            for key, part in d.groupby(['label', 'source'])}
     return pd.DataFrame.from_dict(rows, 'index').rename_axis(['class', 'source'])
 
 # %% ../nbs/08_generators.ipynb #0319aafd
 def judge_set(
-    model, meta,   # of a checkpoint; the model on its device
-    root,          # data set
-    files,         # its images, with `path` and `label`
-    trained=(),    # sha256 of images the model was trained or calibrated on
-    device=torch.device('cpu'),
-    batch_size=32, # images judged at once
-    workers=0,     # processes that decode
-    name=''        # of the set, for the progress bar
-):
+    model:torch.nn.Module, meta:dict, # of a checkpoint; the model on its device
+    root:str|Path,                    # data set
+    files:pd.DataFrame,               # its images, with `path` and `label`
+    trained=(),                       # sha256 of images the model was trained or calibrated on
+    name:str='images',                # of the set, for the progress bar
+    **how                             # device, batch_size and workers of `judge_images`
+)->pd.DataFrame:
     """`files` with `facts`, `left_out` and `p_fake`, which is NaN where the image cannot be opened
     or is left out. Raises `FaceError` when none remains."""
     d = describe(root, files, name)
     d['left_out'] = d.sha256.isin(set(trained))
     good = (d.error == '') & ~d.left_out
+    if (d.error != '').all():
+        raise FaceError(f'{root}: none of {len(d)} images could be opened; the first: {d.path[0]}: '
+                        f'{d.error[0]}')
     if not good.any():
-        why = (f'none of {len(d)} images could be opened; the first: {d.path[0]}: {d.error[0]}' if
-               (d.error != '').all() else
-               'the model was trained on all that can be opened; name another set')
-        raise FaceError(f'{root}: {why}')
-    d.loc[good, 'p_fake'] = judge_copies(
-        model, meta, root, d[good], ('', ), device, batch_size, workers)[''].to_numpy()
+        raise FaceError(f'{root}: the model was trained on all that can be opened; name another '
+                        'set')
+    d.loc[good, 'p_fake'] = judge_images(model, meta, root, d[good], **how)
     return d
 
 # %% ../nbs/08_generators.ipynb #8070aaab
-def judged_test(
-    run_dir  # of a run that was evaluated
-):
-    """Test images of a run with `facts` and the scores they got: `(root, DataFrame)`. Raises
-    `FaceError` when they were not judged."""
-    run_dir = Path(run_dir)
-    root, test = load_json(run_dir/'data.json')['root'], load_manifest(
-        run_dir/'manifest.csv', 'test')
-    if not (run_dir/'predictions.csv').is_file():
-        raise FaceError(f'{run_dir}/predictions.csv: missing; run 04_evaluate first')
-    test = test.merge(pd.read_csv(run_dir/'predictions.csv')[['path', 'p_fake']], 'left', 'path')
-    if test.p_fake.isna().any():
-        raise FaceError(f'{run_dir}/predictions.csv: not of these test images; run 04_evaluate '
-                        'again')
-    d = describe(root, test[['path', 'label', 'generator', 'source', 'p_fake']], 'test images')
+def judged_test(run:Run)->pd.DataFrame:
+    """Test images of a run that was evaluated, with `facts`, `name` and the scores they got.
+    Raises `FaceError` when they were not judged."""
+    test = run.split('test')
+    test = test[['path', 'label', 'generator', 'source']].assign(p_fake=run.scores(test))
+    d = describe(run.data['root'], test, 'test images')
     d.loc[d.error != '', 'p_fake'] = np.nan
-    return root, named_sources(d.assign(left_out=False))
+    return named_sources(d.assign(left_out=False))
 
 # %% ../nbs/08_generators.ipynb #20c8caff
 def named_sources(
-    d  # with `label`, `generator` and `source`
-):
+    d:pd.DataFrame # with `label`, `generator` and `source`
+)->pd.DataFrame:
     """`d` with `name`: the generator of a fake, or where it is not known its source; the kind of a
     photograph."""
     kind = d.source.str.rsplit('/', n=1).str[-1]
@@ -250,66 +220,60 @@ def named_sources(
 
 # %% ../nbs/08_generators.ipynb #b48f5e90
 def by_generator(
-    d  # judged images of both classes, with `name`
-):
+    d:pd.DataFrame # judged images of both classes, with `name`
+)->list:
     "`[(generator, its images and all photographs)]`; of photographs alone `[]`."
     fakes, reals = d[d.label == 'fake'], d[d.label == 'real']
     return [(g, pd.concat([part, reals], ignore_index=True)) for g, part in fakes.groupby('name')]
 
 # %% ../nbs/08_generators.ipynb #a4b9f099
 def summarise(
-    name,            # of the set
-    judged,          # from `judge_set`
-    threshold, band, # of the checkpoint
-    bootstrap=500,   # resamples
-    seed=42          # of the resampling
-):
+    name:str,             # of the set
+    judged:pd.DataFrame,  # from `judge_set`
+    threshold:float,      # of the checkpoint
+    band:tuple,           # of the checkpoint
+    bootstrap:int=500,    # resamples
+    seed:int=42           # of the resampling
+)->dict:
     """What the verdicts on a set are worth: a JSON-ready dict of shares; with both classes also
     `auc`, and `shortcuts`, the AUC of each of `STATISTICS`, as {value, low, high}."""
     d = judged.dropna(subset='p_fake')
     fake, p = (d.label == 'fake').to_numpy(), d.p_fake.to_numpy()
     of = lambda true, which: share((true & which).sum(), which.sum())
-    row = dict(name=name, caught=of(p >= threshold, fake), uncertain=of(
-        (p >= band[0]) & (p < band[1]), fake), missed=of(p < band[0], fake),
+    row = dict(name=name, caught=of(p >= threshold, fake),
+               uncertain=of((p >= band[0]) & (p < band[1]), fake), missed=of(p < band[0], fake),
                accused=of(p >= threshold, ~fake), unreadable=int((judged.error != '').sum()),
                left_out=int(judged.left_out.sum()), auc=None, shortcuts={})
-    if fake.any() and not fake.all():
-        numbers = d[['p_fake', *STATISTICS]].to_numpy(float)
-        found = bootstrap_all(lambda y, s: dict(zip(['auc', *STATISTICS], aucs(y, s))), fake,
-                              numbers, bootstrap, seed)
-        row |= dict(auc=found.pop('auc'), shortcuts=found)
-    return row
+    if len(set(fake)) < 2: return row
+    numbers = d[['p_fake', *STATISTICS]].to_numpy(float)
+    found = bootstrap_all(lambda y, s: dict(zip(['auc', *STATISTICS], aucs(y, s))), fake, numbers,
+                          bootstrap, seed)
+    return row | dict(auc=found.pop('auc'), shortcuts=found)
 
 # %% ../nbs/08_generators.ipynb #a6c02db9
 def shortcut(
-    row  # from `summarise`
-):
+    row:dict # from `summarise`
+)->str|None:
     """The statistic that separates a set best, when it does by 0.1 or more and not by chance: its
     key in `STATISTICS`, or None."""
-    far = {
-        n: abs(a['value'] - .5)
-        for n, a in row['shortcuts'].items() if not a['low'] <= .5 <= a['high']
-    }
+    far = {n: abs(a['value'] - .5) for n, a in row['shortcuts'].items()
+           if not a['low'] <= .5 <= a['high']}
     return max(far, key=far.get) if far and max(far.values()) >= .1 else None
 
 # %% ../nbs/08_generators.ipynb #cb49f7e0
-def beaten(row, name):
-    # the model by a statistic
-    return abs(row['shortcuts'][name]['value'] - .5) >= abs(row['auc']['value'] - .5)
-
 def note(
-    row  # from `summarise`
-):
+    row:dict # from `summarise`
+)->str:
     "What has to be known beside the numbers of a row, in words; '' when nothing."
-    said, found = [], shortcut(row)
+    said = []
     if not row['accused']['n']:
         said.append('no real images in this set: false alarms and AUC cannot be told')
     if not row['caught']['n']: said.append('no fakes in this set: only false alarms can be told')
-    if found:
-        said.append(f'shortcut: {STATISTICS[found]} alone has AUC '
-                    f'{row["shortcuts"][found]["value"]:.2f}' +
-                    (', as far from 0.5 as the model or '
-                     'farther' * beaten(row, found)))
+    if found := shortcut(row):
+        auc = row['shortcuts'][found]['value']
+        beats = abs(auc - .5) >= abs(row['auc']['value'] - .5)
+        said.append(f'shortcut: {STATISTICS[found]} alone has AUC {auc:.2f}'
+                    + ', as far from 0.5 as the model or farther' * beats)
     if row['left_out']:
         said.append(f'{row["left_out"]} left out: the model was trained or calibrated on them')
     if row['unreadable']: said.append(f'{row["unreadable"]} could not be opened')
@@ -317,8 +281,8 @@ def note(
 
 # %% ../nbs/08_generators.ipynb #25ff1c51
 def generators_table(
-    rows  # from `summarise`
-):
+    rows:list # from `summarise`
+)->pd.DataFrame:
     """One row a set as text with 95 % intervals (Wilson for shares, bootstrap for AUC), the best
     caught first; deliberately without a mean."""
     told = lambda m: percent(m) if m['n'] else ''
@@ -326,48 +290,42 @@ def generators_table(
         dict(set=r['name'], fakes=r['caught']['n'], caught=told(r['caught']),
              uncertain=told(r['uncertain']), called_real=told(r['missed']), reals=r['accused']['n'],
              accused=told(r['accused']), auc=number(r['auc']) if r['auc'] else '', note=note(r))
-        for r in by_caught(rows)
-    ])
+        for r in by_caught(rows)])
 
 # %% ../nbs/08_generators.ipynb #7617f3a8
-def by_caught(rows):
-    # sets without fakes last
+def by_caught(rows:list)->list:
+    "The sets with most caught first, those without fakes last."
     return sorted(rows, key=lambda r: (not r['caught']['n'], -r['caught']['value'], r['name']))
 
 # %% ../nbs/08_generators.ipynb #5b6981a2
 def generators_text(
-    rows  # from `summarise`
-):
+    rows:list # from `summarise`
+)->str:
     "The range of what is caught, as a sentence."
-    r = [r for r in by_caught(rows) if r['caught']['n']]
-    if not r: return 'No set holds fakes: what is caught cannot be told.'
-    def tell(r):
-        caught = r['caught']
-        return f'{caught["k"]} of {caught["n"]} fakes of {r["name"]}, {percent(caught)}'
-
-    return (f'At its threshold the model catches {tell(r[0])}' +
-            (f', and {tell(r[-1])}; {len(r)} '
-             'sets of fakes were judged. ' if len(r) > 1 else '. ') +
+    told = [f'{r["caught"]["k"]} of {r["caught"]["n"]} fakes of {r["name"]}, {percent(r["caught"])}'
+            for r in by_caught(rows) if r['caught']['n']]
+    if not told: return 'No set holds fakes: what is caught cannot be told.'
+    several = f', and {told[-1]}; {len(told)} sets of fakes were judged' if len(told) > 1 else ''
+    return (f'At its threshold the model catches {told[0]}{several}. '
             'Sets are never averaged: a mean would depend on which were named.')
 
 # %% ../nbs/08_generators.ipynb #7560205e
 def shortcuts_table(
-    rows  # from `summarise`
-):
+    rows:list # from `summarise`
+)->pd.DataFrame:
     """AUC of the model and of each of `STATISTICS`, for sets with both classes, as text with 95 %
     intervals."""
     short = lambda a: f'{a["value"]:.2f} ({a["low"]:.2f} to {a["high"]:.2f})'
-    return pd.DataFrame([
-        dict(set=r['name'], model=short(r['auc']))
-        | {STATISTICS[n]: short(a)
-           for n, a in r['shortcuts'].items()} for r in by_caught(rows) if r['auc']
-    ], columns=['set', 'model', *STATISTICS.values()])
+    shown = [dict(set=r['name'], model=short(r['auc']))
+             | {STATISTICS[n]: short(a) for n, a in r['shortcuts'].items()}
+             for r in by_caught(rows) if r['auc']]
+    return pd.DataFrame(shown, columns=['set', 'model', *STATISTICS.values()])
 
 # %% ../nbs/08_generators.ipynb #6a5d7f01
 def plot_shares(
-    ax,  # where to draw
-    y,   # height of the line
-    row  # from `summarise`
+    ax:plt.Axes, # where to draw
+    y:float,     # height of the line
+    row:dict     # from `summarise`
 ):
     "Fakes caught and reals accused of one set with Wilson's intervals."
     for what, c, mark, dy in (('caught', 'fake', 'o', -.14), ('accused', 'real', 's', .14)):
@@ -378,10 +336,10 @@ def plot_shares(
 
 # %% ../nbs/08_generators.ipynb #0355b647
 def plot_strips(
-    ax,      # where to draw
-    y,       # height of the line
-    judged,  # from `judge_set`
-    most=300 # ticks of a class
+    ax:plt.Axes,         # where to draw
+    y:float,             # height of the line
+    judged:pd.DataFrame, # from `judge_set`
+    most:int=300         # ticks of a class
 ):
     "p_fake of one set as strips of ticks; of more images than `most` the quantiles."
     for c, dy in (('fake', -.18), ('real', .18)):
@@ -392,10 +350,10 @@ def plot_strips(
 
 # %% ../nbs/08_generators.ipynb #e1ae7894
 def plot_generators(
-    rows,           # from `summarise`
-    judged,         # {name: from `judge_set`}
-    threshold, band # of the checkpoint
-):
+    rows:list,                   # from `summarise`
+    judged:dict,                 # {name: from `judge_set`}
+    threshold:float, band:tuple  # of the checkpoint
+)->plt.Figure:
     """One line a set, the best caught first: fakes caught and reals accused, and how the scores are
     spread."""
     rows = by_caught(rows)
@@ -407,31 +365,27 @@ def plot_generators(
     a.plot([], [], 'o', color=INK['fake'], label='fakes caught')
     a.plot([], [], 's', color=INK['real'], mfc='white', label='reals accused')
     a.legend(loc='lower left', bbox_to_anchor=(-.02, 1), ncols=2, frameon=False, fontsize=9)
-    a.set(
-        yticks=range(len(rows)), yticklabels=[
-            f'{r["name"]}\n{r["caught"]["n"]} fake, '
-            f'{r["accused"]["n"]} real' for r in rows
-        ], ylim=(len(rows) - .4, -.6), xlim=(-.02, 1.02), xlabel='share of the set, 95 % interval')
-    a.grid(axis='x', alpha=.3)
+    names = [f'{r["name"]}\n{r["caught"]["n"]} fake, {r["accused"]["n"]} real' for r in rows]
+    a.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - .4, -.6),
+          xlim=(-.02, 1.02), xlabel='share of the set, 95 % interval')
     a.tick_params(axis='y', labelsize=9)
     b.axvspan(*band, color='0.5', alpha=.22, lw=0)
     b.axvline(threshold, color='k', ls=':')
-    b.set(xscale='logit', xlim=(5e-5, 1 - 5e-5), xlabel='p_fake: grey is answered "uncertain", '
-                                                        'dotted is the threshold')
+    b.set(xscale='logit', xlim=(5e-5, 1 - 5e-5),
+          xlabel='p_fake: grey is answered "uncertain", dotted is the threshold')
     b.minorticks_off()
     ticks = [.001, .01, .1, .5, .9, .99, .999]
     b.set_xticks(ticks, [f'{t:g}' for t in ticks])
-    b.grid(axis='x', alpha=.2)
+    for ax in (a, b): ax.grid(axis='x', alpha=.3)
     fig.tight_layout()
     return fig
 
 # %% ../nbs/08_generators.ipynb #d1544054
 def source_rows(
-    # judged images: `name`, `label`, `seen`, `p_fake`, and a column for each of `copies`
-    d,
-    threshold, band, # of the checkpoint
-    copies=()        # corruptions
-):
+    d:pd.DataFrame,              # judged: `name`, `label`, `seen`, `p_fake`, a column a copy
+    threshold:float, band:tuple, # of the checkpoint
+    copies=()                    # corruptions
+)->list:
     """A JSON-ready dict for each generator and kind of photograph, fakes first, the most often
     called fake first.
 
@@ -440,35 +394,33 @@ def source_rows(
     after each corruption, `mean` is that of p_fake."""
     rows = []
     for (label, name), part in d.dropna(subset='p_fake').groupby(['label', 'name']):
-        p, n = part.p_fake, len(part)
-        wrong = p < band[0] if label == 'fake' else p >= band[1]
-        after = {c: share((part[c] >= threshold).sum(), n) for c in copies if part[c].notna().all()}
-        rows.append(
-            dict(name=name, label=label, seen=bool(part.seen.all()), n=n, mean=float(p.mean()),
-                 called_fake=share((p >= threshold).sum(), n), wrong=share(wrong.sum(), n),
-                 uncertain=share(((p >= band[0]) & (p < band[1])).sum(), n), copies=after))
+        p, of = part.p_fake, lambda true: share(true.sum(), len(part))
+        after = {c: of(part[c] >= threshold) for c in copies if part[c].notna().all()}
+        rows.append(dict(
+            name=name, label=label, seen=bool(part.seen.all()), n=len(part), mean=float(p.mean()),
+            called_fake=of(p >= threshold), uncertain=of((p >= band[0]) & (p < band[1])),
+            wrong=of(p < band[0] if label == 'fake' else p >= band[1]), copies=after))
     return sorted(rows, key=lambda r: (r['label'], -r['called_fake']['value'], r['name']))
 
 # %% ../nbs/08_generators.ipynb #d59d76e7
 def sources_table(
-    rows,  # from `source_rows`
-    label  # 'fake' or 'real': generators, or kinds of photographs
-):
+    rows:list, # from `source_rows`
+    label:str  # 'fake' or 'real': generators, or kinds of photographs
+)->pd.DataFrame:
     "Those of one class as text with 95 % intervals."
     called, kind = ('caught', 'generator') if label == 'fake' else ('accused', 'photographs')
-    seen = lambda r: 'yes' if r['seen'] else 'no'
-    return pd.DataFrame([{
-        kind: r['name'], 'in training': seen(r), 'n': r['n'], called: percent(r['called_fake']),
-        **{f'{called} after {c}': percent(s)
-           for c, s in r['copies'].items()}, 'uncertain': percent(r['uncertain']),
-        'confidently wrong': percent(r['wrong']), 'mean p_fake': f'{r["mean"]:.3f}'
-    } for r in rows if r['label'] == label])
+    return pd.DataFrame([
+        {kind: r['name'], 'in training': 'yes' if r['seen'] else 'no', 'n': r['n'],
+         called: percent(r['called_fake']),
+         **{f'{called} after {c}': percent(s) for c, s in r['copies'].items()},
+         'uncertain': percent(r['uncertain']), 'confidently wrong': percent(r['wrong']),
+         'mean p_fake': f'{r["mean"]:.3f}'} for r in rows if r['label'] == label])
 
 # %% ../nbs/08_generators.ipynb #29774a43
 def plot_bars(
-    ax,    # where to draw
-    rows,  # from `source_rows`, of one class
-    colour
+    ax:plt.Axes, # where to draw
+    rows:list,   # from `source_rows`, of one class
+    colour:str
 ):
     "A bar a row with its interval, and a mark for each copy."
     for y, r in enumerate(rows):
@@ -487,18 +439,17 @@ def plot_bars(
 
 # %% ../nbs/08_generators.ipynb #71b7a078
 def plot_sources(
-    rows  # from `source_rows`
-):
+    rows:list # from `source_rows`
+)->plt.Figure:
     """Left the share of each generator that is caught, right the share of each kind of photograph
     that is accused."""
-    sides = [[r for r in rows if r['label'] == c] for c in ('fake', 'real')]
-    fig, axes = plt.subplots(1, 2, figsize=(10, .27 * max(map(len, sides)) + 1.6))
-    for ax, own, c, what in zip(axes, sides, ('fake', 'real'),
-                                ('generated faces caught', 'photographs accused')):
-        plot_bars(ax, own, INK[c])
-        ax.set_title(what, fontsize=10)
+    sides = {c: [r for r in rows if r['label'] == c] for c in ('fake', 'real')}
+    fig, axes = plt.subplots(1, 2, figsize=(10, .27 * max(map(len, sides.values())) + 1.6))
+    for ax, (c, own) in zip(axes, sides.items()): plot_bars(ax, own, INK[c])
+    axes[0].set_title('generated faces caught', fontsize=10)
+    axes[1].set_title('photographs accused', fontsize=10)
     axes[0].set_xlim(0, 1.02)
-    axes[1].set_xlim(0, max([.1, *(r['called_fake']['high'] for r in sides[1])]))
+    axes[1].set_xlim(0, max([.1, *(r['called_fake']['high'] for r in sides['real'])]))
     handles, labels = axes[0].get_legend_handles_labels()
     handles += [Patch(fc='0.6', ec='0.4'), Patch(fc='none', ec='0.4')]
     fig.legend(handles, [*labels, 'in training', 'never seen'], loc='lower center', ncols=6,
@@ -511,9 +462,10 @@ def plot_sources(
 GENDERS, RACES = ('male', 'female'), ('White', 'Black', 'Asian', 'Indian', 'others')
 AGES = ((0, 9), (10, 19), (20, 39), (40, 59), (60, 120))
 
+# %% ../nbs/08_generators.ipynb #b1280816
 def person(
-    name  # of a file: age_gender_race_date...
-):
+    name:str # of a file: age_gender_race_date...
+)->dict|None:
     "`{age, gender, race}` as UTKFace's file names state them, or None."
     found = re.match(r'(\d{1,3})_([01])_([0-4])_\d', name)
     if not found: return None
@@ -523,99 +475,102 @@ def person(
 
 # %% ../nbs/08_generators.ipynb #ac4d184b
 def hashes_of(
-    root,  # data set
-    paths  # of images in it
-):
+    root:str|Path, # data set
+    paths          # of images in it
+)->np.ndarray:
     "Difference hashes of images: uint64 (N, 4)."
     found = ahead(lambda p: inspect_image(root, p)['hash'], paths, os.cpu_count(), 32)
     return np.stack(list(tqdm(found, 'hashing images', len(paths), leave=False)))
 
 # %% ../nbs/08_generators.ipynb #451f0cdb
 def largest_face(
-    path,     # of a photograph
-    size,     # that the model wants
-    known,    # hashes of images that do not count, (M, 4)
-    near=24   # bits
-):
+    path:str|Path,    # of a photograph
+    size:int,         # that the model wants
+    known:np.ndarray, # hashes of images that do not count, (M, 4)
+    near:int=24       # bits
+)->torch.Tensor|None:
     """What to judge: uint8 (3, size, size), or None for a near-copy of a known image and where no
     face is found."""
-    try: image = open_image(path)
-    except ImageError: return None
-    if (bits_apart(dhash(Image.fromarray(image.transpose(1, 2, 0)))[None], known).min(initial=256)
-            <= near):
-        return None
-    try: return face_crops(image, size, path)[0][1]
+    try:
+        image = open_image(path)
+        hashed = dhash(Image.fromarray(image.transpose(1, 2, 0)))[None]
+        if bits_apart(hashed, known).min(initial=256) <= near: return None
+        return face_crops(image, size, path)[0][0][1]
     except ImageError: return None
 
 # %% ../nbs/08_generators.ipynb #91c4eb45
 @torch.inference_mode()
 def judge_people(
-    model, meta,  # of a checkpoint; the model on its device
-    people,       # with `path`
-    known,        # hashes of images that do not count, (M, 4)
-    device=torch.device('cpu'), batch_size=32
-):
+    model:torch.nn.Module, meta:dict, # of a checkpoint; the model on its device
+    people:pd.DataFrame,              # with `path`
+    known:np.ndarray,                 # hashes of images that do not count, (M, 4)
+    device:torch.device=torch.device('cpu'), batch_size:int=32
+)->pd.DataFrame:
     "`people` with `p_fake`, in float32; NaN where there was nothing to judge."
     pre, p = meta['preprocessing'], {}
     model.eval()
     for start in tqdm(range(0, len(people), batch_size), 'people', leave=False):
-        rows = people.index[start:start + batch_size]
-        crops = {i: largest_face(people.path[i], pre['size'], known) for i in rows}
+        some = people.path[start:start + batch_size]
+        crops = {i: largest_face(path, pre['size'], known) for i, path in some.items()}
         crops = {i: x for i, x in crops.items() if x is not None}
         if not crops: continue
-        logits = model(to_input(torch.stack(list(crops.values())).to(device),
-                                pre['normalize'])).float().cpu()
-        p |= dict(zip(crops, p_fake(logits, meta['temperature'])))
+        x = to_input(torch.stack(list(crops.values())).to(device), pre['normalize'])
+        p |= dict(zip(crops, p_fake(model(x).float().cpu(), meta['temperature'])))
     return people.assign(p_fake=pd.Series(p, dtype=float).reindex(people.index))
 
 # %% ../nbs/08_generators.ipynb #25e6913a
 def people_sample(
-    folder,  # with such files somewhere in it
-    each,    # images of each gender and race, and of each age
-    seed=42  # of the choice
-):
-    """DataFrame of `path` (str), `age`, `gender` and `race`. Raises `FaceError` when no file is
+    folder:str|Path, # with such files somewhere in it
+    each:int,        # images of each gender and race, and of each age
+    seed:int=42      # of the choice
+)->pd.DataFrame:
+    """`path` (str), `age`, `gender` and `race` of a sample. Raises `FaceError` when no file is
     called so."""
     found = [dict(path=str(p)) | who for p in Images([folder]) if (who := person(Path(p).name))]
     if not found:
         raise FaceError(f'{folder}: no image is called age_gender_race_date, such as '
                         '26_1_2_20170116.jpg')
-    d = pd.DataFrame(found)
-    name = d.path.map(lambda p: Path(p).name)
-    d = d.assign(order=name.map(lambda n: digest(f'{seed}:{n}'.encode()))).sort_values('order')
+    order = lambda paths: paths.map(lambda p: digest(f'{seed}:{Path(p).name}'.encode()))
+    d = pd.DataFrame(found).sort_values('path', key=order)
     kept = pd.concat([d.groupby(g).head(each) for g in (['gender', 'race'], ['age'])])
-    return kept.drop_duplicates('path').drop(columns='order').reset_index(drop=True)
+    return kept.drop_duplicates('path').reset_index(drop=True)
 
 # %% ../nbs/08_generators.ipynb #7da8db9a
 def people_rows(
-    d,         # `age`, `gender`, `race` and `p_fake` of photographs
-    threshold  # of the checkpoint
-):
+    d:pd.DataFrame,  # `age`, `gender`, `race` and `p_fake` of photographs
+    threshold:float  # of the checkpoint
+)->list:
     "`[{by, group, n, k, value, low, high}]`: the share accused of all, and of each group."
-    d = d.dropna(subset='p_fake')
-    rows = [dict(by='all', group='all') | share((d.p_fake >= threshold).sum(), len(d))]
-    for by in ('gender', 'race', 'age'):
-        for group, part in d.groupby(by):
-            rows.append(
-                dict(by=by, group=group) | share((part.p_fake >= threshold).sum(), len(part)))
-    return rows
+    d = d.dropna(subset='p_fake').assign(all='all')
+    return [dict(by=by, group=group) | share((part.p_fake >= threshold).sum(), len(part))
+            for by in ('all', 'gender', 'race', 'age') for group, part in d.groupby(by)]
 
 # %% ../nbs/08_generators.ipynb #453fbe43
 def people_text(
-    rows  # from `people_rows`
-):
+    rows:list # from `people_rows`
+)->str:
     "Whether any group is accused more than twice as often as all, in words."
     pooled, *groups = rows
-    high = [r for r in groups if r['value'] > 2 * pooled['value']]
-    told = ', '.join(f'{r["group"]} ({percent(r)} of {r["n"]})' for r in high)
+    high = ', '.join(f'{r["group"]} ({percent(r)} of {r["n"]})' for r in groups
+                     if r['value'] > 2 * pooled['value'])
     return (f'Of {pooled["n"]} photographs {percent(pooled)} are accused. ' +
-            (f'More than twice that share: {told}.' if high else 'No group is accused more than '
-                                                                 'twice as often.'))
+            (f'More than twice that share: {high}.' if high else
+             'No group is accused more than twice as often.'))
 
 # %% ../nbs/08_generators.ipynb #30d9aa6f
 def people_table(
-    rows  # from `people_rows`
-):
+    rows:list # from `people_rows`
+)->pd.DataFrame:
     "The same as text with 95 % intervals."
-    return pd.DataFrame(
-        [dict(by=r['by'], group=r['group'], n=r['n'], accused=percent(r)) for r in rows])
+    return pd.DataFrame([dict(by=r['by'], group=r['group'], n=r['n'], accused=percent(r))
+                         for r in rows])
+
+# %% ../nbs/08_generators.ipynb #6726fbff
+def generators_settings(
+    s: dict   # settings of this notebook
+) -> dict:
+    "The settings as a run keeps them: paths absolute. Raises `FaceError`."
+    sets, people = [str(p) for p in set_paths(s['sets'])], s['people']
+    if not people: return s | dict(sets=sets)
+    people_sample(people, 1)
+    return s | dict(sets=sets, people=str(Path(people).resolve()))

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_KIND', 'MACHINE', 'AFTER', 'augmentation', 'degrade_share', 'from_first', 'source_weights', 'BySource',
-           'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_epoch', 'load_last',
-           'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch', 'validate', 'end_epoch', 'fit',
-           'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'train_run', 'join', 'run_by_torchrun', 'main',
+           'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_step', 'summed',
+           'train_epoch', 'load_last', 'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch',
+           'validate', 'end_epoch', 'fit', 'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'training_key',
+           'train_run', 'end_with_parent', 'join_processes', 'settings_of', 'run_by_torchrun', 'main', 'why_failed',
            'launch']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import io, json, logging, os, signal, sys, threading, time, uuid
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ import torch.distributed as dist
 import yaml
 from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -39,11 +42,11 @@ from .model import *
 
 # %% ../nbs/03_train.ipynb #c4340d2c
 def augmentation(
-    crop=0,        # side of random crops; 0: none
-    flip=True,     # mirror every other image
-    rotate=0,      # degrees
-    jitter=0.,     # share, of brightness, contrast and saturation
-    **degrade      # see `Degrade`
+    crop: int = 0,       # side of random crops; 0: none
+    flip: bool = True,   # mirror every other image
+    rotate: int = 0,     # degrees
+    jitter: float = 0.,  # share, of brightness, contrast and saturation
+    **degrade            # see `Degrade`
 ):
     "A torchvision transform of uint8 (3, H, W) to the same, or to (3, crop, crop)."
     steps = []
@@ -56,8 +59,8 @@ def augmentation(
 
 # %% ../nbs/03_train.ipynb #36464614
 def degrade_share(
-    augment,  # from `augmentation`
-    share     # 0 to 1, by which the probabilities of `Degrade` are multiplied
+    augment,      # from `augmentation`
+    share: float  # 0 to 1, by which the probabilities of `Degrade` are multiplied
 ):
     "Let less than all of the degradation happen."
     for t in augment.transforms if augment else ():
@@ -66,7 +69,7 @@ def degrade_share(
 # %% ../nbs/03_train.ipynb #7759c162
 def from_first(
     thing  # anything that can be pickled
-):
+):  # the same
     "What the first process has, in all of them."
     if world()[1] > 1:
         dist.broadcast_object_list(box := [thing])
@@ -75,11 +78,11 @@ def from_first(
 
 # %% ../nbs/03_train.ipynb #ccd4d7c2
 def source_weights(
-    targets, # classes
-    sources, # names
-    power    # of the number of images of a source
-):
-    "How likely each image is to be drawn next: float64 (N,), of each class in sum 1 / classes."
+    targets: list, # classes
+    sources: list, # names
+    power: float   # of the number of images of a source
+) -> np.ndarray:   # float64 (N,), of each class in sum 1 / classes
+    "How likely each image is to be drawn next."
     d = pd.DataFrame(dict(target=targets, source=sources))
     n = d.groupby(['target', 'source']).source.transform('size')
     weight = n ** (power - 1.)
@@ -90,8 +93,8 @@ class BySource(Sampler):
     """As many draws as there are images, see `source_weights`: `(i, k)` is the k-th of image i,
     from 0, so that it is augmented anew."""
     def __init__(self,
-        faces, # `Faces`
-        power  # see `source_weights`
+        faces: Faces,
+        power: float  # see `source_weights`
     ): self.weights = torch.tensor(source_weights(faces.targets, faces.sources, power))
     def __len__(self): return len(self.weights)
     def __iter__(self):
@@ -108,8 +111,8 @@ class Shared(Sampler):
     A last batch with fewer items than there are processes is joined to the one before. `batches`
     are those of this pass, whole."""
     def __init__(self,
-        order,     # sampler of items, drawn alike in all processes
-        batch_size # items of a batch, of all processes together
+        order: Sampler,  # of items, drawn alike in all processes
+        batch_size: int  # items of a batch, of all processes together
     ): self.order, self.batch_size, self.batches = order, batch_size, []
     def __len__(self): return max(1, (len(self.order) - max(1, world()[1])) // self.batch_size + 1)
     def __iter__(self):
@@ -122,11 +125,11 @@ class Shared(Sampler):
 
 # %% ../nbs/03_train.ipynb #c39cc8ac
 def training_loader(
-    faces,      # `Faces`
-    batch_size, # images a batch, of all processes together
-    workers=0,  # processes that decode and augment
-    power=1.    # see `BySource`; 1 takes each image once
-):
+    faces: Faces,
+    batch_size: int,  # images a batch, of all processes together
+    workers: int = 0, # processes that decode and augment
+    power: float = 1. # see `BySource`; 1 takes each image once
+) -> Batches:
     """A DataLoader of `(uint8 (N, 3, H, W), int64 (N,))` in an order drawn from torch's random
     state, shared by processes."""
     order = RandomSampler(faces) if power == 1 else BySource(faces, power)
@@ -135,11 +138,11 @@ def training_loader(
 
 # %% ../nbs/03_train.ipynb #bc98f039
 def make_optimizer(
-    model,              # to be trained
-    name='adamw',       # 'adam' or 'adamw'
-    lr=1e-3,            # learning rate
-    weight_decay=0.01,  # decoupled for AdamW, an L2 term for Adam
-    fused=False         # one kernel for all of it, with other rounding
+    model: nn.Module,           # to be trained
+    name: str = 'adamw',        # 'adam' or 'adamw'
+    lr: float = 1e-3,           # learning rate
+    weight_decay: float = 0.01, # decoupled for AdamW, an L2 term for Adam
+    fused: bool = False         # one kernel for all of it, with other rounding
 ):
     "The optimizer of a recipe. Raises `FaceError` for an unknown name."
     kinds = dict(adam=torch.optim.Adam, adamw=torch.optim.AdamW)
@@ -148,10 +151,10 @@ def make_optimizer(
 
 # %% ../nbs/03_train.ipynb #f4267938
 def make_schedule(
-    optimizer,        # whose rate is scheduled
-    name='onecycle',  # 'onecycle', 'cosine' or 'constant'
-    lr=1e-3,          # the highest rate
-    steps=100         # of the whole training
+    optimizer,              # whose rate is scheduled
+    name: str = 'onecycle', # 'onecycle', 'cosine' or 'constant'
+    lr: float = 1e-3,       # the highest rate
+    steps: int = 100        # of the whole training
 ):
     """The learning-rate schedule of a recipe, stepped once a batch. Raises `FaceError` for an
     unknown name."""
@@ -162,67 +165,82 @@ def make_schedule(
 
 # %% ../nbs/03_train.ipynb #a4bf9386
 def check_losses(
-    losses,  # scalars of the batches so far
-    desc,    # of the epoch
-    first,   # function of a batch's number, from 0: path of its first image
-    since=0  # the first to look at
-):
+    losses: list, # scalars of the batches so far
+    desc: str,    # of the epoch
+    first,        # function of a batch's number, from 0: path of its first image
+    since: int=0  # the first to look at
+) -> list:
     "The losses from `since` on as numbers. Raises `FaceError` when one of them is not finite."
     values = torch.stack(losses[since:]).tolist()
     for i, v in enumerate(values, since):
         if not np.isfinite(v):
             raise FaceError(f'loss is {v} in batch {i + 1} of {desc}, whose first image is '
-                            f'{first(i)}; '
-                            'lower train.lr, or set train.precision=fp32')
+                            f'{first(i)}; lower train.lr, or set train.precision=fp32')
     return values
 
 # %% ../nbs/03_train.ipynb #94f692be
+def train_step(
+    model: nn.Module, images, targets,  # uint8 (N, 3, H, W) and int64 (N,), on its device
+    parts: dict,  # optimizer, scheduler, scaler, and average where there is one
+    normalize: bool, device: torch.device, dtype: torch.dtype,
+    weight=1.     # of the loss among those of other processes
+) -> tuple:       # (loss, right answers), scalars on the device
+    "One step on one batch."
+    with autocast(device, dtype):
+        logits = model(to_input(images, normalize)).float()
+    loss = cross_entropy(logits, targets)
+    parts['optimizer'].zero_grad(set_to_none=True)
+    parts['scaler'].scale(loss * weight).backward()
+    parts['scaler'].step(parts['optimizer'])
+    parts['scaler'].update()
+    parts['scheduler'].step()
+    if 'average' in parts: parts['average'].update_parameters(model)
+    return loss.detach(), (logits.argmax(1) == targets).sum()
+
+# %% ../nbs/03_train.ipynb #0cbbe26e
+def summed(
+    values: list,         # of this process
+    device: torch.device
+) -> list:
+    "The sums over all processes."
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    if world()[1] > 1: dist.all_reduce(sums)
+    return sums.tolist()
+
+# %% ../nbs/03_train.ipynb #d638d917
 def train_epoch(
-    model,      # in channels-last memory, on its device
-    batches,    # `training_loader`
-    normalize,  # see `to_input`
-    optimizer, scheduler, scaler,
-    device, dtype,
-    desc='',    # of the progress bar
-    average=None # AveragedModel, updated after every step
-):
-    """One pass over the training images: `{train_loss, train_accuracy}`. Raises `FaceError` when
-    the loss is not finite."""
+    model: nn.Module, # in channels-last memory, on its device
+    batches,          # `training_loader`
+    parts: dict,      # see `train_step`
+    normalize: bool,  # see `to_input`
+    device: torch.device, dtype: torch.dtype,
+    desc=''           # of the progress bar
+) -> dict:            # train_loss, train_accuracy
+    "One pass over the training images. Raises `FaceError` when the loss is not finite."
     model.train()
     n, losses, hits, sizes = world()[1], [], [], []
     every, drawn = 1 if device.type == 'cpu' else 50, batches.batch_sampler
     first = lambda i: batches.dataset.path_of(drawn.batches[i][0])
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
         images, targets = (x.to(device, non_blocking=True) for x in (images, targets))
-        with autocast(device, dtype):
-            logits = model(to_input(images, normalize)).float()
-        loss = cross_entropy(logits, targets)
-        losses.append(loss.detach())
-        hits.append((logits.argmax(1) == targets).sum())
+        weight = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
+        loss, right = train_step(model, images, targets, parts, normalize, device, dtype, weight)
+        losses.append(loss)
+        hits.append(right)
         sizes.append(len(targets))
         if (i + 1) % every == 0:
             recent = check_losses(losses, desc, first, max(0, i - 49))
             bar.set_postfix(loss=f'{np.mean(recent):.3f}', refresh=False)
-        share = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss * share).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        if average: average.update_parameters(model)
     total = np.dot(check_losses(losses, desc, first), sizes)
-    sums = torch.tensor(
-        [total, torch.stack(hits).sum().item(), sum(sizes)], dtype=torch.float64, device=device)
-    if n > 1: dist.all_reduce(sums)
-    loss, right, seen = sums.tolist()
+    loss, right, seen = summed([total, torch.stack(hits).sum().item(), sum(sizes)], device)
     return dict(train_loss=loss / seen, train_accuracy=right / seen)
 
 # %% ../nbs/03_train.ipynb #a0fe61b9
 def load_last(
-    path,  # last.ckpt
-    key    # digest of settings and data
-):
-    "The state that `fit` left, or None when there is none for this key."
+    path: Path,  # last.ckpt
+    key: str     # digest of settings and data
+) -> dict | None:
+    "The state that `fit` left, or None when there is none for this key. Raises `FaceError`."
     if not Path(path).is_file(): return None
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception: state = None
@@ -232,8 +250,8 @@ def load_last(
 
 # %% ../nbs/03_train.ipynb #9284d3b6
 def save_last(
-    path,   # last.ckpt
-    state   # dict of state dicts and numbers
+    path: Path,  # last.ckpt
+    state: dict  # of state dicts and numbers
 ):
     "Write the state after an epoch, atomically."
     # not to the file: of a full disk it says only that a position is unexpected
@@ -244,7 +262,7 @@ def save_last(
 def scores(
     logits,  # (N, 2)
     targets  # (N,), 0 fake and 1 real
-):
+) -> dict:
     "`valid_loss` (cross entropy), `valid_accuracy` and `valid_auc` of validation images."
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
     return dict(valid_loss=cross_entropy(logits, targets).item(),
@@ -253,17 +271,17 @@ def scores(
 
 # %% ../nbs/03_train.ipynb #2dba0579
 def no_better(
-    history  # list of rows with `valid_loss`
-):
+    history: list  # of rows with `valid_loss`
+) -> int:
     "How many epochs have passed since the one with the lowest validation loss."
     return len(history) - 1 - int(np.argmin([h['valid_loss'] for h in history])) if history else 0
 
 # %% ../nbs/03_train.ipynb #379fa5b1
 def restore(
-    last,  # last.ckpt, or None
-    key,   # what it must match
-    parts  # {name: object with `load_state_dict`}
-):
+    last: Path | None,  # last.ckpt
+    key: str,    # what it must match
+    parts: dict  # {name: object with `load_state_dict`}
+) -> tuple:
     """Put every part where `last` left it; returns its `(history, best)`, or `([], None)` for a
     fresh start."""
     state = load_last(last, key) if last else None
@@ -274,24 +292,24 @@ def restore(
 
 # %% ../nbs/03_train.ipynb #b3e959c0
 def averaged(
-    model,  # on its device
-    decay   # a step; 0: none
-):
-    """A copy of the model whose weights and buffers follow it as a moving average, or None;
-    averages of late steps generalise better (Izmailov et al. 2018, arXiv 1803.05407)."""
-    return (AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-            if decay else None)
+    model: nn.Module,  # on its device
+    decay: float       # a step
+) -> AveragedModel:
+    """A copy of the model whose weights and buffers follow it as a moving average; averages of late
+    steps generalise better (Izmailov et al. 2018, arXiv 1803.05407)."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 # %% ../nbs/03_train.ipynb #8ffeab95
-def begin_epoch(faces, seed, epoch, ramp):
+def begin_epoch(faces: Faces, s: SimpleNamespace, epoch: int):
     "Set all that is random in an epoch, and how much of the degradation happens."
-    torch.manual_seed(part_seed(seed, epoch))
-    faces.seed = part_seed(seed, epoch)
-    if ramp:
-        degrade_share(faces.augment, min(1, epoch / ramp))
+    faces.seed = part_seed(s.seed, epoch)
+    torch.manual_seed(faces.seed)
+    if s.ramp: degrade_share(faces.augment, min(1, epoch / s.ramp))
 
 # %% ../nbs/03_train.ipynb #a4b45e05
-def validate(model, valid, normalize, device, dtype):
+def validate(
+    model: nn.Module, valid: Batches, normalize: bool, device: torch.device, dtype: torch.dtype
+) -> dict:
     """`scores` of the validation images, which the first process judges. Raises `FaceError` when
     the weights are no numbers."""
     row = None
@@ -304,7 +322,11 @@ def validate(model, valid, normalize, device, dtype):
     return row
 
 # %% ../nbs/03_train.ipynb #6f4de92c
-def end_epoch(history, epochs, last, parts, more):
+def end_epoch(
+    history: list, epochs: int,
+    last: Path | None, parts: dict, # see `restore`
+    more: dict                      # to be kept beside the parts
+):
     "Keep what the next epoch needs, and tell of this one."
     if last:
         save_last(last, {n: p.state_dict()
@@ -315,42 +337,36 @@ def end_epoch(history, epochs, last, parts, more):
 
 # %% ../nbs/03_train.ipynb #b564fb13
 def fit(
-    model,            # starting weights; holds the best ones afterwards
-    train, valid,     # loaders
-    optimizer, scheduler,
-    normalize=True,   # see `to_input`
-    epochs=8,         # at most
-    patience=0,       # epochs without a better validation loss before stopping; 0: never
+    model: nn.Module,   # starting weights; holds the best ones afterwards
+    train, valid,       # loaders
+    s: SimpleNamespace, # the settings above
+    normalize=True,     # see `to_input`
     device=torch.device('cpu'), dtype=torch.float32,
-    seed=42,          # of order and augmentation
-    last=None,        # last.ckpt; None keeps nothing
-    key='',           # what `last` must match to be resumed
-    ema=0., ramp=0, keep='best' # see the settings
-):
-    "Train, keep the weights of one epoch, and return the history as a DataFrame, one row an epoch."
-    if epochs < 1:
-        raise FaceError(f'epochs={epochs}: at least one is needed')
+    last: Path = None,  # last.ckpt; None keeps nothing
+    key: str = ''       # what `last` must match to be resumed
+) -> pd.DataFrame:      # the history, one row an epoch
+    "Train, and keep the weights of one epoch. Raises `FaceError`."
+    if s.epochs < 1: raise FaceError(f'epochs={s.epochs}: at least one is needed')
     (rank, n), net = world(), model.to(device, memory_format=torch.channels_last)
+    opt = make_optimizer(model, s.optimizer, s.lr, s.weight_decay, device.type == 'cuda')
+    sched = make_schedule(opt, s.schedule, s.lr, s.epochs * len(train))
     if n > 1: net = DistributedDataParallel(model)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    average = averaged(model, ema)
-    judged = average.module if ema else model
-    parts = (dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler) |
-             (dict(average=average) if ema else {}))
+    parts = dict(model=model, optimizer=opt, scheduler=sched, scaler=scaler)
+    if s.ema: parts['average'] = averaged(model, s.ema)
+    judged = parts['average'].module if s.ema else model
     history, best = restore(last, key, parts)
-    for epoch in range(len(history), epochs):
-        if patience and no_better(history) >= patience:
-            break
-        begin_epoch(train.dataset, seed, epoch, ramp)
-        row, start = dict(epoch=epoch + 1, lr=optimizer.param_groups[0]['lr']), time.perf_counter()
-        row |= train_epoch(net, train, normalize, optimizer, scheduler, scaler, device, dtype,
-                           f'epoch {epoch + 1}/{epochs}', average)
+    for epoch in range(len(history), s.epochs):
+        if s.patience and no_better(history) >= s.patience: break
+        begin_epoch(train.dataset, s, epoch)
+        row, start = dict(epoch=epoch + 1, lr=opt.param_groups[0]['lr']), time.perf_counter()
+        row |= train_epoch(net, train, parts, normalize, device, dtype,
+                           f'epoch {epoch + 1}/{s.epochs}')
         row |= validate(judged, valid, normalize, device, dtype)
         history.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
-        if keep == 'last' or no_better(history) == 0:
+        if s.keep == 'last' or no_better(history) == 0:
             best = {k: v.clone() for k, v in judged.state_dict().items()}
-        if not rank:
-            end_epoch(history, epochs, last, parts, dict(best=best, key=key))
+        if not rank: end_epoch(history, s.epochs, last, parts, dict(best=best, key=key))
     model.load_state_dict(best)
     return pd.DataFrame(history)
 
@@ -358,12 +374,11 @@ def fit(
 def calibrate(
     logits,   # (N, 2), of validation images
     targets   # (N,), 0 fake and 1 real
-):
+) -> tuple[float, float]:
     """`(temperature, shift)` with the lowest log loss; the temperature between 0.25 and 16, the
     shift of the fake logit between -8 and 8."""
     # scikit-learn's LogisticRegression fits the same two numbers, but knows no bounds: after a
-    # quick
-    # run its slope may be negative, and no temperature is
+    # short training its slope may be negative, and no temperature is
     logits, targets = np.asarray(logits, float), np.asarray(targets)
     margin, sign = logits[:, FAKE] - logits[:, REAL], np.where(targets == FAKE, 1, -1)
     loss = lambda v: np.logaddexp(0, -sign * (margin + v[1]) * np.exp(-v[0])).mean()
@@ -373,9 +388,9 @@ def calibrate(
 
 # %% ../nbs/03_train.ipynb #5dc2da5e
 def cut(
-    scores, # float (N,)
-    share   # of them that may lie at or above the cut, 0 to below 1
-):
+    scores: np.ndarray, # float (N,)
+    share: float        # of them that may lie at or above the cut, 0 to below 1
+) -> float:
     """The lowest cut that at most this share of the scores reaches, half way to the next higher
     score (or half way to 1)."""
     s = np.sort(scores)
@@ -389,11 +404,11 @@ LEAST_OF_KIND = 40
 def operating_point(
     p, is_fake,          # p_fake and truth of the unaltered validation images, (N,) each
     p_all, is_fake_all,  # of these and their copies, (M,) each
-    fpr,                 # see the settings
-    band,                # see the settings
+    fpr: float,          # see the settings
+    band: float,         # see the settings
     kinds=None,          # of the unaltered images, (N,)
-    fpr_kind=0.          # see the settings
-):
+    fpr_kind: float = 0. # see the settings
+) -> tuple:
     "`(threshold, (low, high))`, all p_fake in (0, 1); low <= threshold <= high."
     threshold = cut(p[~is_fake], fpr) if fpr else .5
     if fpr_kind:
@@ -406,9 +421,9 @@ def operating_point(
 
 # %% ../nbs/03_train.ipynb #65c0c775
 def mix(
-    trained, start, # state dicts of one architecture
-    share           # of `start`, 0 to 1
-):
+    trained: dict, start: dict, # state dicts of one architecture
+    share: float                # of `start`, 0 to 1
+) -> dict:
     "The weighted mean of two state dicts; what is no decimal number comes from `trained`."
     return {
         k: torch.lerp(v, start[k].to(v), share) if v.is_floating_point() else v.clone()
@@ -417,22 +432,21 @@ def mix(
 
 # %% ../nbs/03_train.ipynb #c90fe7ea
 def keep_mix(
-    model, start,  # trained, and the starting weights; `model` holds what is kept afterwards
-    shares,        # of the starting weights, 0 to 1 each
-    judge,         # model -> p_fake of the validation images, (N,)
-    is_fake, kinds,      # truth and source of these, (N,) each
-    fpr=.01, fpr_kind=0. # see the settings
-):
-    """Keep the mean that catches most fakes at its threshold, of equals the first: DataFrame of
-    all, a row a share."""
+    model: nn.Module, # trained; holds what is kept afterwards
+    start: nn.Module, # the starting weights
+    shares: list,     # of the starting weights, 0 to 1 each
+    judge,            # model -> p_fake of the validation images, (N,)
+    is_fake, kinds,   # truth and source of these, (N,) each
+    fpr: float = .01, fpr_kind: float = 0. # see the settings
+) -> pd.DataFrame:    # a row a share
+    "Keep the mean that catches most fakes at its threshold, of equals the first."
     trained, rows = {k: v.clone() for k, v in model.state_dict().items()}, []
     for share in shares:
         model.load_state_dict(mix(trained, start.state_dict(), share))
         p = judge(model)
         threshold, _ = operating_point(p, is_fake, p, is_fake, fpr, 0, kinds, fpr_kind)
-        rows.append(
-            dict(share=share, auc=roc_auc_score(is_fake, p), caught=(p[is_fake]
-                                                                     >= threshold).mean()))
+        caught = (p[is_fake] >= threshold).mean()
+        rows.append(dict(share=share, auc=roc_auc_score(is_fake, p), caught=caught))
     table = pd.DataFrame(rows)
     model.load_state_dict(mix(trained, start.state_dict(), table.share[table.caught.argmax()]))
     return table
@@ -442,63 +456,61 @@ MACHINE = ('precision', 'device', 'workers', 'processes')  # settings that say h
 # settings of the calibration: whoever changes them need not train again
 AFTER = ('copies', 'fpr', 'fpr_kind', 'band', 'start_shares')
 
+def training_key(
+    run_dir: Path, s: SimpleNamespace, # the settings above
+    dtype: torch.dtype
+) -> str:
+    "Digest of all that a training depends on: settings, precision, images and starting weights."
+    what = {k: v for k, v in vars(s).items() if k not in MACHINE + AFTER}
+    files = [digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv')]
+    return digest([what, str(dtype), *files])
+
 # %% ../nbs/03_train.ipynb #a5da9b4c
 def train_run(
-    run_dir,  # with manifest.csv, data.json and init.safetensors
-    s,        # the settings above by name
-    device    # this process's
-):
-    "Train, or go on from `last.ckpt`: `(model with the weights that are kept, history)`."
-    run_dir, dtype = Path(run_dir), pick_dtype(device, s['precision'])
+    run_dir: Path,       # with manifest.csv, data.json and init.safetensors
+    s: SimpleNamespace,  # the settings above
+    device: torch.device # this process's
+) -> tuple:              # (model with the weights that are kept, history)
+    "Train, or go on from `last.ckpt`. Raises `FaceError`."
+    run_dir, dtype, (rank, n) = Path(run_dir), pick_dtype(device, s.precision), world()
     root, manifest = load_json(run_dir/'data.json')['root'], load_manifest(run_dir/'manifest.csv')
     model, meta = load_checkpoint(run_dir/'init.safetensors')
-    pre, parts = meta['preprocessing'], {
-        k: manifest[manifest.split == k]
-        for k in ('train', 'valid')
-    }
-    rank, n = world()
+    pre, parts = meta['preprocessing'], dict(tuple(manifest.groupby('split', sort=False)))
     if not rank:
         several = f', {n} processes' if n else ''
         print(f'{len(parts["train"])} training images, {device}, '
               f'{str(dtype).split(".")[1]}{several}', flush=True)
-    what = {k: v for k, v in s.items() if k not in MACHINE + AFTER}
-    key = digest([
-        what,
-        str(dtype),
-        *(digest((run_dir/f).read_bytes()) for f in ('init.safetensors', 'manifest.csv'))
-    ])
-    shares = ('crop', 'flip', 'rotate', 'jitter', 'rescale_p', 'blur_p', 'noise_p', 'jpeg_p',
-              'forward_p')
-    augment = augmentation(**{k: s[k] for k in shares})
-    train = training_loader(Faces(root, parts['train'], pre['size'], augment), s['batch_size'],
-                            s['workers'], s['source_power'])
-    valid = loader(Faces(root, parts['valid'], pre['size']), s['batch_size'], s['workers'])
-    opt = make_optimizer(model, s['optimizer'], s['lr'], s['weight_decay'], device.type == 'cuda')
-    sched = make_schedule(opt, s['schedule'], s['lr'], s['epochs'] * len(train))
-    same = {k: s[k] for k in ('epochs', 'patience', 'seed', 'ema', 'ramp', 'keep')}
-    return model, fit(model, train, valid, opt, sched, pre['normalize'], device=device, dtype=dtype,
-                      last=run_dir/'last.ckpt', key=key, **same)
+    degrade = {k: v for k, v in vars(s).items() if k.endswith('_p')}
+    augment = augmentation(s.crop, s.flip, s.rotate, s.jitter, **degrade)
+    train = training_loader(Faces(root, parts['train'], pre['size'], augment), s.batch_size,
+                            s.workers, s.source_power)
+    valid = loader(Faces(root, parts['valid'], pre['size']), s.batch_size, s.workers)
+    return model, fit(model, train, valid, s, pre['normalize'], device, dtype,
+                      run_dir/'last.ckpt', training_key(run_dir, s, dtype))
 
 # %% ../nbs/03_train.ipynb #ac684484
-def join(
-    device  # from `pick_device`
-):
-    """Join the processes that torchrun started; returns this one's device. Raises `FaceError`
-    outside torchrun."""
+def end_with_parent():
+    """End this process when torchrun was killed, which cannot end it: two trainings would write one
+    file."""
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(.5)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+# %% ../nbs/03_train.ipynb #1699ea4c
+def join_processes(
+    device: torch.device  # from `pick_device`
+) -> torch.device:        # this process's
+    "Join the processes that torchrun started. Raises `FaceError` outside torchrun."
     if 'RANK' not in os.environ:
         raise FaceError('this is a part of a training: start it with torchrun, '
                         'such as torchrun --nproc-per-node 2 -m fakeface.train RUN')
-    local, here, parent = int(os.environ['LOCAL_RANK']), int(
-        os.environ['LOCAL_WORLD_SIZE']), os.getppid()
-    def watch():  # torchrun that was killed cannot end us, and two trainings would write one file
-        while os.getppid() == parent:
-            time.sleep(.5)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+    local, here = (int(os.environ[k]) for k in ('LOCAL_RANK', 'LOCAL_WORLD_SIZE'))
+    end_with_parent()
     if device.type == 'cuda':
-        if here > torch.cuda.device_count():
-            raise FaceError(f'{here} processes for {torch.cuda.device_count()} GPUs; one a GPU is '
-                            'the most')
+        if here > (gpus := torch.cuda.device_count()):
+            raise FaceError(f'{here} processes for {gpus} GPUs; one a GPU is the most')
         torch.cuda.set_device(device := torch.device('cuda', local))
     elif 'OMP_NUM_THREADS' not in os.environ:
         torch.set_num_threads(max(1, os.cpu_count() // here))
@@ -506,26 +518,29 @@ def join(
     return device
 
 # %% ../nbs/03_train.ipynb #1c620356
+def settings_of(
+    run_dir: Path  # a run
+) -> dict:         # of its training
+    "The settings that a run was started with. Raises `FaceError`."
+    try:
+        config = yaml.safe_load((Path(run_dir)/'config.yaml').read_text(encoding='utf-8'))
+        s = config['settings']['03_train']
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        raise FaceError(f'{run_dir}: not a run (no config.yaml in it, or a damaged one)') from None
+    if not s.get('processes'):
+        raise FaceError(f'{run_dir}: its setting train.processes is 0; start a run with --set '
+                        'train.processes=N, N being the processes of one machine')
+    return s
+
+# %% ../nbs/03_train.ipynb #ba5b7086
 def run_by_torchrun(
-    run_dir,   # a run
-    text=None  # settings as JSON; None: those of the run
+    run_dir: Path,   # a run
+    text: str = ''   # settings as JSON; '': those of the run
 ):
     """One process of a training: what `torchrun ... -m fakeface.train RUN` executes. Raises
     `FaceError`."""
-    if text:
-        s = json.loads(text)
-    else:
-        try:
-            s = yaml.safe_load(
-                (Path(run_dir)/'config.yaml').read_text(encoding='utf-8'))['settings']['03_train']
-        except (OSError, yaml.YAMLError, TypeError, KeyError):
-            raise FaceError(
-                f'{run_dir}: not a run (no config.yaml in it, or a damaged one)') from None
-    if not s.get('processes'):
-        raise FaceError(f'{run_dir}: its setting train.processes is 0; start a run with --set '
-                        'train.processes=N, '
-                        'N being the processes of one machine')
-    train_run(run_dir, s, join(pick_device(s['device'])))
+    s = SimpleNamespace(**(json.loads(text) if text else settings_of(run_dir)))
+    train_run(run_dir, s, join_processes(pick_device(s.device)))
     dist.destroy_process_group()
 
 # %% ../nbs/03_train.ipynb #2cb46804
@@ -545,27 +560,31 @@ def main():
 if __name__ == '__main__' and globals().get('__spec__'): main()  # not in a notebook
 
 # %% ../nbs/03_train.ipynb #42aeccd1
+def why_failed(
+    e: ChildFailedError
+) -> str:  # '' when the user cannot mend it
+    "What ended a training in several processes, in one line."
+    for f in e.failures.values():
+        text = f.message.get('message', '') if isinstance(f.message, dict) else f.message
+        if text.startswith(('FaceError: ', 'ImageError: ')): return text.split(': ', 1)[1]
+    killed = [r for r, f in e.failures.items() if f.exitcode == -signal.SIGKILL]
+    return killed and (f'training process {killed[0]} was killed; the epochs before are kept, and '
+                       'the run goes on after them when it is resumed')
+
+# %% ../nbs/03_train.ipynb #9b60aa71
 def launch(
-    run_dir, settings, # JSON-ready
-    processes          # on this machine
+    run_dir: Path,
+    s: SimpleNamespace  # the settings above
 ):
-    """Train in several processes and wait. Raises `FaceError` with one line when one of them is
-    killed, or says what the user can mend."""
-    config = LaunchConfig(1, 1, processes, run_id=uuid.uuid4().hex, rdzv_backend='c10d',
+    """Train in `s.processes` processes and wait. Raises `FaceError` with one line when one of them
+    is killed, or says what the user can mend."""
+    config = LaunchConfig(1, 1, s.processes, run_id=uuid.uuid4().hex, rdzv_backend='c10d',
                           rdzv_endpoint='localhost:0', local_addr='localhost', max_restarts=0)
     logging.disable(logging.CRITICAL)  # the launcher's own account runs over many lines
     try:
         elastic_launch(config, sys.executable)(
-            '-m', 'fakeface.train', str(run_dir), json.dumps(settings))
+            '-m', 'fakeface.train', str(run_dir), json.dumps(vars(s)))
     except ChildFailedError as e:
-        for f in e.failures.values():
-            text = f.message.get('message', '') if isinstance(f.message, dict) else f.message
-            if text.startswith(('FaceError: ', 'ImageError: ')):
-                raise FaceError(text.split(': ', 1)[1]) from None
-        killed = [r for r, f in e.failures.items() if f.exitcode == -signal.SIGKILL]
-        if not killed:
-            raise
-        raise FaceError(f'training process {killed[0]} was killed; the epochs before are kept, '
-                        'and the run goes on after them when it is resumed') from None
-    finally:
-        logging.disable(logging.NOTSET)
+        if not (why := why_failed(e)): raise
+        raise FaceError(why) from None
+    finally: logging.disable(logging.NOTSET)

@@ -12,7 +12,7 @@ from fakeface.cli import main, parser
 from fakeface.core import FaceError
 from fakeface.detector import COLUMNS, SAYS, Detector, tally
 from fakeface.model import load_checkpoint, save_checkpoint
-from fakeface.report import evaluate_folder
+from fakeface.folders import evaluate_folder
 
 COMMANDS = ('predict', 'evaluate', 'robustness', 'compare', 'run', 'audit', 'fetch', 'app')
 PROFILES = dict(section='trian:\n  epochs: 3\n', setting='train:\n  epoch: 3\n', type='train:\n  epochs: many\n',
@@ -180,11 +180,11 @@ def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path, capsys):
     code, out, err = cli('predict', tmp_path/'in', '--weights', world/'good.safetensors', '--csv', tmp_path/'new'/'out.csv', '--heatmaps', tmp_path/'heat')
     assert code == 0 and not out and 'Traceback' not in err, err
     with open(tmp_path/'new'/'out.csv', newline='', encoding='utf-8') as f: head, *rows = csv.reader(f)
-    assert tuple(head) == COLUMNS == ('path', 'face', 'p_fake', 'verdict', 'error')
+    assert tuple(head) == COLUMNS == ('path', 'face', 'p_fake', 'verdict', 'note', 'error')
     shown = lambda n: n.decode('utf-8', 'surrogateescape').encode('utf-8', 'backslashreplace').decode()
     assert {r[0] for r in rows} == {f'{tmp_path}/in/{shown(n)}' for n in [*names, b'corrupt.jpg']}
-    bad, = [r for r in rows if r[4]]
-    assert bad[0].endswith('corrupt.jpg') and bad[1:4] == ['0', '', ''] and 'damaged' in bad[4]
+    bad, = [r for r in rows if r[5]]
+    assert bad[0].endswith('corrupt.jpg') and bad[1:5] == ['0', '', '', ''] and 'damaged' in bad[5]
     good = [r for r in rows if r is not bad]
     assert all(r[1] == '0' and 0 <= float(r[2]) <= 1 and r[3] in ('fake', 'real') for r in good) and len({r[2] for r in good}) == 1
     assert err.count('\n') == 2 and 'corrupt.jpg' in err.splitlines()[0] and '7 images' in err.splitlines()[1]
@@ -192,6 +192,55 @@ def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path, capsys):
     assert len(overlays) == 6 and all(im.format == 'PNG' and im.size == (64, 64) for im in overlays)
     code, (out, err) = main(['predict', str(tmp_path/'in'), '--weights', str(world/'good.safetensors')]), capsys.readouterr()
     assert code == 0 and out.count('\n') == 6 and err.count('\n') == 2
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'ascii', 'latin-1'])
+def test_names_that_the_terminal_cannot_show_are_spelt_out(cli, world, tmp_path, encoding):
+    for n in ('smile 😀.jpg', 'then.jpg'): shutil.copyfile(world/'photo.jpg', tmp_path/n)
+    shutil.copyfile(world/'broken.jpg', tmp_path/'sad 😢.jpg')
+    code, out, err = cli('predict', tmp_path, '--weights', world/'good.safetensors', env=os.environ | dict(PYTHONIOENCODING=encoding))
+    assert code == 0 and [line.split()[-1] for line in out.splitlines()] == [r'\U0001f600.jpg', str(tmp_path/'then.jpg')]
+    assert r'sad \U0001f622.jpg: damaged' in err and '3 images: ' in err
+
+def test_a_table_with_odd_names_opens_in_pandas(world, tmp_path):
+    pandas, odd = pytest.importorskip('pandas'), tmp_path/'in'
+    odd.mkdir()
+    for n in (b'latin-\xe9.jpg', b'=1+1.jpg', b'a\rb.jpg'): shutil.copyfile(world/'photo.jpg', os.path.join(os.fsencode(odd), n))
+    assert main(['predict', str(odd), '--weights', str(world/'good.safetensors'), '--csv', str(tmp_path/'t.csv')]) == 0
+    table = pandas.read_csv(tmp_path/'t.csv')
+    assert tuple(table.columns) == COLUMNS and len(table) == 3 and table.p_fake.between(0, 1).all()
+    assert any(p.endswith('latin-\\udce9.jpg') for p in table.path)
+
+def test_parquet_in_capitals_is_parquet(world, tmp_path):
+    parquet = pytest.importorskip('pyarrow.parquet', reason='pyarrow is not installed')
+    assert main(['predict', str(world/'photo.jpg'), '--weights', str(world/'good.safetensors'), '--csv', str(tmp_path/'out.PARQUET')]) == 0
+    assert parquet.read_table(tmp_path/'out.PARQUET').column_names == list(COLUMNS) and listing(tmp_path) == {'out.PARQUET'}
+
+def test_notes_stand_in_table_and_terminal(world, tmp_path, capsys):
+    Image.new('RGB', (200, 200)).save(tmp_path/'wall.png')
+    command = ['predict', str(tmp_path/'wall.png'), '--whole', '--weights', str(world/'good.safetensors'), '--device', 'cpu']
+    assert main(command) == main([*command, '--csv', str(tmp_path/'t.csv')]) == 0
+    assert capsys.readouterr().out.endswith('wall.png  (no face was found; the whole image was judged)\n')
+    with open(tmp_path/'t.csv', newline='') as f: row, = csv.DictReader(f)
+    assert row['note'] == 'no face was found; the whole image was judged' and not row['error']
+
+def test_what_was_passed_over_is_the_last_line(world, tmp_path, capsys):
+    shutil.copyfile(world/'photo.jpg', tmp_path/'a.jpg')
+    (tmp_path/'notes.txt').write_text('x')
+    assert main(['predict', str(tmp_path), '--weights', str(world/'good.safetensors')]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].startswith('1 other file passed over: ')
+
+def test_libraries_do_not_speak(cli, world, tmp_path):
+    "libtiff writes its own line to standard error for each of these."
+    Image.new('RGB', (300, 300), 'red').save(tmp_path/'good.tif', compression='tiff_adobe_deflate')
+    data = bytearray((tmp_path/'good.tif').read_bytes())
+    at = data.index(b'\x78\x9c') if b'\x78\x9c' in data else 8
+    data[at + 10:at + 60] = bytes(50)
+    (tmp_path/'bad.tif').write_bytes(data)
+    os.remove(tmp_path/'good.tif')
+    said = subprocess.run([sys.executable, '-c', f'from PIL import Image; Image.open({str(tmp_path/"bad.tif")!r}).load()'], capture_output=True, text=True).stderr
+    assert 'ZIPDecode' in said  # so there is something to keep away
+    code, out, err = cli('predict', tmp_path, '--weights', world/'good.safetensors')
+    assert code == 2 and not out and all(line.startswith('fakeface: ') for line in err.splitlines())
 
 def test_nothing_readable_in_a_folder(world, capsys):
     code, (out, err) = main(['predict', str(world/'bad'), '--weights', str(world/'good.safetensors')]), capsys.readouterr()
@@ -218,7 +267,7 @@ def test_evaluate(cli, world, tmp_path):
     assert code == 0 and 'Traceback' not in err and result['n'] == result['n_real'] == 16 and result['source'] == 'one'
     assert f'{result["metrics"]["specificity"]["value"]:.4f}' in out and '16 real' in out and 'auc' not in out  # one class is enough
     page = (tmp_path/'n'/'report.html').read_text()
-    assert '16 images of &#39;one&#39;' in page and 'never seen' not in page and '<img' in page
+    assert '16 images of &#x27;one&#x27;' in page and 'never seen' not in page and '<img' in page
 
 def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
     with_weights, data = ['--weights', str(world/'good.safetensors'), '--device', 'cpu'], ['--data', str(world/'faces'), '--split', 'test']

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-import fakeface.pipeline
+import fakeface.pipeline, fakeface.settings
 from fakeface.pipeline import STEPS, defaults, load_profile, profiles, resolve, section, step_cells, step_keys
 
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
@@ -59,7 +59,7 @@ def test_shape_of_a_notebook(path):
     first, kinds = cells(path, 'markdown')[0], [source(c) for c in cells(path)]
     assert re.fullmatch(r'# .+\n\n?> .+', source(first).split('\n\n', 2)[0] + '\n\n' + source(first).split('\n\n', 2)[1])
     assert (module(path) or path.stem in ('00_tour', '10_experiments')) and any('assert ' in s or 'test_' in s for s in kinds)
-    assert max(s.count('\n') + 1 for s in kinds) <= 48
+    assert max(s.count('\n') + 1 for s in kinds) <= 40
     for s in kinds: assert not ('#| export' in s and s.splitlines()[0] != '#| export'), s[:60]
 
 def test_steps_have_parameters_and_run_sections():
@@ -69,14 +69,14 @@ def test_steps_have_parameters_and_run_sections():
         assert len(tagged) == 1 and any(source(c).startswith('## Run') for c in cells(path, 'markdown'))
         settings = re.sub(r'\n(?=[ \]])', ' ', source(tagged[0])).splitlines()  # a list may run over several lines
         assert all(re.fullmatch(r'\w+ = .+ # .+', line) for line in settings), settings  # every setting has a comment
-        assert 'run_dir' in defaults(s) and defaults(s)['quick'][0] is False and re.search(r'^if quick:|, quick\)$', '\n'.join(map(source, cells(path))), re.M)
-        assert len(defaults(s)) == len(settings)
+        assert settings[0].startswith('run_dir = ') and defaults(s)['quick'][0] is False and re.search(r'^if quick:|, quick\)$', '\n'.join(map(source, cells(path))), re.M)
+        assert len(defaults(s)) == len(settings) - 1
     assert [p.stem for p in NUMBERED if any('parameters' in c['metadata'].get('tags', []) for c in cells(p))] == list(STEPS)
 
 @pytest.fixture
 def elsewhere(copy, monkeypatch):
     "The repository's copy in the place of the repository."
-    monkeypatch.setattr(fakeface.pipeline, 'repo_path', lambda name: copy/name)
+    for m in (fakeface.pipeline, fakeface.settings): monkeypatch.setattr(m, 'repo_path', lambda name: copy/name)
     return copy
 
 def changed(copy, edit):
