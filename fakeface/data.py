@@ -275,10 +275,10 @@ def set_names(
     if len(homes) == 1: return {homes[0]: (source_name(root), '')}
     parts = [h.relative_to(root).parts for h in homes]
     uses = Counter(p[:k + 1] for p in parts for k in range(len(p)))
-    own = lambda p: next((n for k, n in enumerate(p) if uses[p[:k + 1]] == 1), p[-1])
+    alone = lambda p: next(k for k in range(len(p)) if uses[p[:k + 1]] == 1)
     # a link is of `join_roots`: its name is that of a data set, not of a generator
-    return {h: ('/'.join(p), '' if (root/p[0]).is_symlink() else own(p))
-            for h, p in zip(homes, parts)}
+    made_by = lambda p, k: '' if not k and (root/p[0]).is_symlink() else p[k]
+    return {h: ('/'.join(p), made_by(p, alone(p))) for h, p in zip(homes, parts)}
 
 # %% ../nbs/01_data.ipynb #b3d5725c
 def described(

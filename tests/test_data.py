@@ -1,4 +1,4 @@
-"From a folder to a manifest: any layout, balanced, seeded, free of leaks, the same on every machine."
+"From a folder to a manifest: any layout, balanced, free of leaks, the same on every machine."
 
 import hashlib, os, shutil
 from collections import Counter
@@ -373,6 +373,16 @@ def test_a_copy_in_another_data_set_is_a_leak(sourced, tmp_path):
     Image.open(files(sourced, 'valid', 'fake', 'gan')[0]).resize((50, 50)).save(other/'train'/'fake'/'small.png')
     manifest, passed = sample(join_roots([sourced, other], tmp_path/'links'), ALL)
     assert reasons(passed) == {'other/train/real/copy.jpg': 'same', 'other/train/fake/small.png': 'near-duplicate'}
+
+def test_a_folder_of_generators_is_one_of_several_data_sets(tmp_path):
+    multi = lay(tmp_path/'multi', 'sdxl/fake sdxl/real gan/fake gan/real')
+    root = join_roots([multi, lay(tmp_path/'own', 'fake real')], tmp_path/'links')
+    found = list_images(root)
+    fakes = found[found.label == 'fake']
+    assert dict(zip(fakes.source, fakes.generator)) == {'multi/sdxl': 'sdxl', 'multi/gan': 'gan',
+                                                        'own': ''}
+    with pytest.raises(FaceError, match='other: no class folders'):
+        join_roots([multi, lay(tmp_path/'other', 'pictures')], tmp_path/'more')
 
 def test_two_data_sets_of_one_name_are_told(sourced, tmp_path):
     twin = shutil.copytree(sourced, tmp_path/'elsewhere'/'sourced')
