@@ -7,7 +7,7 @@ verdict, or judged in one table alone.
 
 example: fakeface predict many/test/real/utkface many/test/fake/dfdc-swap --csv after.csv
          git worktree add ../before f7d1683
-         PYTHONPATH=../before python -m fakeface.cli predict ... --csv before.csv
+         PYTHONPATH=../before fakeface predict ... --csv before.csv
          python benchmarks/verdicts.py before.csv after.csv"""
 import argparse, pathlib, sys
 import pandas as pd
