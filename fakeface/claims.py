@@ -66,7 +66,7 @@ def quoted(
 
 # %% ../nbs/lib/14_claims.ipynb #489d7481
 # bytes of one text and of all of a file that are looked at; chunks of a PNG; texts
-MAX_TEXT, MAX_ALL, MAX_CHUNKS, MAX_TEXTS = 2**20, 2**23, 100_000, 200
+MAX_TEXT, MAX_ALL, MAX_CHUNKS, MAX_TEXTS = 2**20, 2**22, 100_000, 200
 
 def unpacked(
     body  # bytes, compressed as in a PNG
@@ -198,8 +198,8 @@ STEPS = r'\bSteps: \d+, [^\n]{0,300}?(?:Sampler|Seed|CFG scale): '
 TOOLS = (
     ('Fooocus', r'^fooocus_scheme: |^software: Fooocus|\b[Vv]ersion"?: "?Fooocus'),
     ('SwarmUI', r'"sui_image_params"'),
-    ('Stable Diffusion WebUI Forge', STEPS, r'\bVersion: (?:f\d|forge|neo)'),
-    ('SD.Next', STEPS, r'\bApp: SD\.Next'),
+    ('Stable Diffusion WebUI Forge', r'\bVersion: (?:f\d|forge|neo)', STEPS),
+    ('SD.Next', r'\bApp: SD\.Next', STEPS),
     ('Draw Things', r'^creatortool: Draw Things'),
     ('Draw Things', r'^usercomment: \{', r'"seed_mode"'),
     ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', STEPS),
@@ -236,7 +236,7 @@ def settings_claims(
         if tool: programs[tool] = programs.get(tool) or model and (model[1] or model[2]) or ''
         elif NAMED.search(text): named[quoted(text.partition(': ')[2])] = None
     for tool, model in programs.items():
-        told = f', with the model {quoted(model, 40)}' if model else ''
+        told = f' (here {quoted(model, 40)})' if model else ''
         yield Claim('settings', f'The file holds settings of {tool}, which makes images with AI '
                     f'models{told}. {EASY}', tool, None, 'generated')
     for maker in islice(() if programs else named, 3):

@@ -194,7 +194,8 @@ def judge_set(
         raise FaceError(f'{root}: none of {len(d)} images could be opened; the first: {d.path[0]}: '
                         f'{d.error[0]}')
     if not good.any():
-        raise FaceError(f'{root}: the model was trained on all that can be opened; name another set')
+        raise FaceError(f'{root}: the model was trained on all that can be opened; name another '
+                        'set')
     d.loc[good, 'p_fake'] = judge_images(model, meta, root, d[good], **how)
     return d
 

@@ -59,7 +59,7 @@ def test_shape_of_a_notebook(path):
     first, kinds = cells(path, 'markdown')[0], [source(c) for c in cells(path)]
     assert re.fullmatch(r'# .+\n\n?> .+', source(first).split('\n\n', 2)[0] + '\n\n' + source(first).split('\n\n', 2)[1])
     assert (module(path) or path.stem in ('00_tour', '10_experiments')) and any('assert ' in s or 'test_' in s for s in kinds)
-    assert max(s.count('\n') + 1 for s in kinds) <= 48
+    assert max(s.count('\n') + 1 for s in kinds) <= 40
     for s in kinds: assert not ('#| export' in s and s.splitlines()[0] != '#| export'), s[:60]
 
 def test_steps_have_parameters_and_run_sections():
