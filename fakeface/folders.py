@@ -181,7 +181,7 @@ def robustness_folder(
     check_unused(out, 'metrics.json')
     files = list_images(root, classes=classes)
     if split: files = files[files.split == split]
-    good = files[[is_readable(Path(root)/p) for p in files.path]]
+    good = files[np.array([is_readable(Path(root)/p) for p in files.path], bool)]
     judged = first_of_each(good, images)
     if judged.label.nunique() < 2:
         raise FaceError(f'{root}: {f"split {split!r}" if split else "the folder"} needs readable '

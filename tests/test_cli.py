@@ -267,7 +267,7 @@ def test_evaluate(cli, world, tmp_path):
     assert code == 0 and 'Traceback' not in err and result['n'] == result['n_real'] == 16 and result['source'] == 'one'
     assert f'{result["metrics"]["specificity"]["value"]:.4f}' in out and '16 real' in out and 'auc' not in out  # one class is enough
     page = (tmp_path/'n'/'report.html').read_text()
-    assert '16 images of &#x27;one&#x27;' in page and 'never seen' not in page and '<img' in page
+    assert "16 images of 'one'" in page and 'never seen' not in page and '<img' in page
 
 def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
     with_weights, data = ['--weights', str(world/'good.safetensors'), '--device', 'cpu'], ['--data', str(world/'faces'), '--split', 'test']

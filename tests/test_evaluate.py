@@ -237,9 +237,9 @@ def test_a_folder(detector, drawn):
 
 def test_each_image_is_judged_once(detector, drawn, monkeypatch):
     "Scores and features come from the same pass, in the same order."
-    judged, calls = [], type(detector).look
-    monkeypatch.setattr(Detector, 'look',
-                        lambda self, x: judged.append(len(x)) or calls(self, x))
+    judged, judge = [], Detector.logits_and_maps
+    monkeypatch.setattr(Detector, 'logits_and_maps',
+                        lambda self, x: judged.append(len(x)) or judge(self, x))
     table, features, _ = judge_folder(detector, drawn, progress=False)
     assert sum(judged) == len(table) == len(features) == 56
     weight, bias = detector.model.fc.weight.detach(), detector.model.fc.bias.detach()
