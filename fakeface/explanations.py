@@ -236,10 +236,8 @@ def mean_maps(
             for c, (face, m, n) in total.items()}
 
 # %% ../nbs/09_explanations.ipynb #cdb9f963
-def plot_mean_maps(
-    means:dict # from `mean_maps`
-)->plt.Figure:
-    "The mean face of each class beside its mean evidence, all on one scale."
+def plot_mean_maps(means:dict)->plt.Figure:
+    "Of `mean_maps`: the mean face of each class beside its mean evidence, all on one scale."
     top = max(abs(m).max() for _, m, _ in means.values())
     fig, axes = plt.subplots(1, 2 * len(means), figsize=(2.2 * 2 * len(means), 2.5), squeeze=False)
     for a, b, (c, (face, m, n)) in zip(axes[0, ::2], axes[0, 1::2], means.items()):

@@ -282,10 +282,8 @@ def camera(
 # of an ideal enlargement: sums to 4, one for each phase
 SMOOTH = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).astype(np.float32) / 64
 
-def shrink(
-    x:np.ndarray # float32 (2H, 2W, 3)
-)->np.ndarray:
-    "Convolution of stride 2: a low-pass kernel, then every second pixel. Shape (H, W, 3)."
+def shrink(x:np.ndarray)->np.ndarray:
+    "Convolution of stride 2, low-pass, of float32 (2H, 2W, 3): shape (H, W, 3)."
     return cv2.filter2D(x, -1, SMOOTH / 4, borderType=cv2.BORDER_REFLECT_101)[::2, ::2]
 
 # %% ../nbs/lib/03_standin.ipynb #c3e87c63
