@@ -9,8 +9,9 @@ __all__ = ['CLASS_WORDS', 'SPLIT_WORDS', 'PLAIN_WORDS', 'MASKS', 'DOUBT_WORDS', 
            'two_readings', 'seen', 'checked_root', 'checked_classes', 'class_folders', 'source_name', 'set_names',
            'described', 'class_images', 'check_alone', 'alone_text', 'check_full', 'outside_text', 'list_images',
            'check_both', 'join_roots', 'shuffled', 'fill_splits', 'without', 'jpeg_quality', 'dhash', 'bits_apart',
-           'inspect_image', 'take', 'in_turn', 'chosen', 'reason_kind', 'passed_over', 'taken_text', 'sample', 'leaks',
-           'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch', 'data_settings']
+           'inspect_image', 'take', 'in_turn', 'chosen', 'check_counts', 'reason_kind', 'passed_over', 'taken_text',
+           'sample', 'leaks', 'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch',
+           'data_settings']
 
 # %% ../nbs/01_data.ipynb #0cbba6cb
 import os, re
@@ -575,6 +576,12 @@ def chosen(
 MANIFEST = ['path', 'label', 'split', 'sha256', 'width', 'height', 'format', 'quality', 'bytes',
             'generator', 'source']
 
+# %% ../nbs/01_data.ipynb #6596de67
+def check_counts(counts):  # see `sample`; one image cannot be half of each class
+    if odd := [f'n_{s}={n}' for s, n in counts.items() if n < 0 or n == 1]:
+        raise FaceError(f'{odd[0]}: name at least two images, one of each class, '
+                        'or 0 for all that balance allows')
+
 # %% ../nbs/01_data.ipynb #a4984576
 REASONS = {'same bytes': 'copies', 'near-duplicate': 'near-duplicates', 'damaged': 'damaged'}
 
@@ -617,9 +624,7 @@ def taken_text(
 # %% ../nbs/01_data.ipynb #37fcf6cd
 def sample(
     root,          # data set, or a folder with some in it
-    # {'train': n, 'valid': n, 'test': n}: at most this many images, half of each class; 0: all that
-    # balance allows
-    counts,
+    counts,        # {split: n}: at most n images, half of each class; 0: all that balance allows
     seed=42,       # of the order
     near=24,       # see `take`
     share=0.15,    # see `fill_splits`
@@ -634,9 +639,7 @@ def sample(
     DataFrames of the images taken (columns `MANIFEST`) and of those passed over with the reason,
     whose `attrs['passed']` counts all that was not taken, by reason.
     Raises `FaceError` when a class has no usable image in a split."""
-    if odd := [f'n_{s}={n}' for s, n in counts.items() if n < 0 or n == 1]:
-        raise FaceError(f'{odd[0]}: name at least two images, one of each class, '
-                        'or 0 for all that balance allows')
+    check_counts(counts)
     listed = list_images(root, classes=classes)
     files = without(fill_splits(listed, seed, share), leave_out)
     told = files.set_index('path')[['generator', 'source']].to_dict('index')
