@@ -45,7 +45,7 @@ def first_tags(
     data  # bytes of a TIFF, or its beginning
 ):
     """The tags of the first directory as `{number: (type, count, value or its place)}`. Raises
-    `struct.error` where the bytes end, and `ValueError` for over 65,535 of them."""
+    `struct.error` or `OverflowError` where the bytes end, `ValueError` for over 65,535 of them."""
     order, big = '<>'[data[:1] == b'M'], b'+' in data[2:4]
     place, number, entry = ('Q', 'Q', 'HHQQ') if big else ('I', 'H', 'HHII')
     at, = unpack_from(order + place, data, 8 if big else 4)

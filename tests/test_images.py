@@ -234,6 +234,7 @@ BAD |= {
     'MP4': (FTYP + b'mp42' + bytes(40), 'a video, which is not read'),
     'QuickTime': (FTYP + b'qt  ' + bytes(40), 'a video'), 'ZIP': (b'PK\3\4' + bytes(40), 'a ZIP archive'),
     'a JPEG of three bytes': (b'\xff\xd8\xff', 'damaged'),
+    'a BigTIFF that points nowhere': (b'II+\0\x08\0\0\0' + b'\xff' * 60, 'damaged'),
     'an empty HEIC': (FTYP + b'heic' + bytes(40), 'damaged|unsupported')}
 
 @pytest.mark.parametrize('name', BAD)
