@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'MAX_READS', 'MAX_PARTS', 'MAX_BLOCKS', 'MAX_VALUES', 'MAX_TEXT', 'MAX_SCANS', 'REDUCED', 'MARKER',
-           'FRAMES', 'READ_FRAMES', 'Parts', 'PIXELS', 'TURNING', 'too_many', 'Counted', 'first_tags', 'check_tiff',
-           'markers', 'coefficients', 'jpeg_parts', 'short_text', 'png_pixels', 'check_size']
+           'FRAMES', 'READ_FRAMES', 'FILL', 'Parts', 'PIXELS', 'TURNING', 'too_many', 'Counted', 'first_tags',
+           'check_tiff', 'markers', 'coefficients', 'jpeg_parts', 'short_text', 'png_pixels', 'check_size']
 
 # %% ../nbs/lib/13_bounds.ipynb #47e3a4c0
 import io, re, zlib
@@ -45,7 +45,7 @@ def first_tags(
     data  # bytes of a TIFF, or its beginning
 ):
     """The tags of the first directory as `{number: (type, count, value or its place)}`. Raises
-    `struct.error` where the bytes end, and `ValueError` for over 65,535 of them."""
+    `struct.error` or `OverflowError` where the bytes end, `ValueError` for over 65,535 of them."""
     order, big = '<>'[data[:1] == b'M'], b'+' in data[2:4]
     place, number, entry = ('Q', 'Q', 'HHQQ') if big else ('I', 'H', 'HHII')
     at, = unpack_from(order + place, data, 8 if big else 4)
@@ -76,6 +76,7 @@ def check_tiff(
 MARKER = re.compile(rb'\xff([^\x00\xff\xd0-\xd7])')
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers that tell size and coding
 READ_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}          # those that are decoded; others are lossless
+FILL = b'\xff' * 2**16  # more than a part can hold; Pillow goes over such a run again and again
 Parts = namedtuple('Parts', 'scans end whole')
 
 # %% ../nbs/lib/13_bounds.ipynb #c6b8b0af
@@ -121,7 +122,7 @@ def jpeg_parts(
         if code == 0xDA:
             for part, bits in coefficients(content).items(): ready[part] = ready.get(part, 0) | bits
         if code == 0xD9: end = behind
-    if count['exif'] > MAX_BLOCKS: raise too_many()
+    if count['exif'] > MAX_BLOCKS or FILL in data: raise too_many()
     return Parts(count[0xDA], end, bool(ready) and all(b == 2**64 - 1 for b in ready.values()))
 
 # %% ../nbs/lib/13_bounds.ipynb #9d953bd1

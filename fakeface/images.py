@@ -85,7 +85,7 @@ def is_raw(
 ):
     "Whether it is the raw file of a camera, as far as these bytes tell."
     try: tags = {tag: value for tag, (_, _, value) in first_tags(data).items()}
-    except (error, ValueError): return False
+    except (error, ValueError, OverflowError): return False
     small = tags.get(254, 0) & 1 or 513 in tags
     return 50706 in tags or 271 in tags and (small or tags.get(262) in (32803, 34892))
 

@@ -234,6 +234,7 @@ BAD |= {
     'MP4': (FTYP + b'mp42' + bytes(40), 'a video, which is not read'),
     'QuickTime': (FTYP + b'qt  ' + bytes(40), 'a video'), 'ZIP': (b'PK\3\4' + bytes(40), 'a ZIP archive'),
     'a JPEG of three bytes': (b'\xff\xd8\xff', 'damaged'),
+    'a BigTIFF that points nowhere': (b'II+\0\x08\0\0\0' + b'\xff' * 60, 'damaged'),
     'an empty HEIC': (FTYP + b'heic' + bytes(40), 'damaged|unsupported')}
 
 @pytest.mark.parametrize('name', BAD)
@@ -364,6 +365,7 @@ PIECES = {'PNG of empty chunks': lambda: after_header(PNG, chunk(b'abCd', b'') *
           'GIF of comments': lambda: GIF.replace(FRAME, b'!\xfe\1a\0' * 6_000_000 + FRAME), 'GIF of nothing': lambda: GIF.replace(FRAME, b'\1' * 30_000_000 + FRAME),
           'BMP of single pixels': lambda: b'BM' + struct.pack('<IHHIIiiHHIIiiII', 0, 0, 0, 1078, 40, 8000, 8000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024) + b'\1\1' * 20_000_000,
           'JPEG of empty segments': lambda: TINY[:2] + b'\xff\xe5\0\2' * 10_000_000 + TINY[2:], 'JPEG of junk': lambda: TINY[:2] + b'\xff\xe5\0\2' + b'a' * 30_000_000 + TINY[2:],
+          'JPEG of fill bytes': lambda: TINY[:-2] + b'\xff' * 30_000_000 + TINY[-2:],
           'JPEG of EXIF': lambda: TINY[:2] + (b'\xff\xe1\xff\0Exif\0\0' + bytes(65272)) * 900 + TINY[2:]}
 
 @pytest.mark.parametrize('name', PIECES)
