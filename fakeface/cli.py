@@ -6,14 +6,17 @@
 __all__ = ['COMMANDS', 'DATA', 'CLASS_NAMES', 'SPLIT', 'WEIGHTS', 'DEVICE', 'PROFILES', 'PREDICT', 'EXAMPLES',
            'READERS_OF_IMAGES', 'command', 'arg', 'cmd_run', 'class_settings', 'finish', 'show', 'cmd_predict',
            'check_heatmaps', 'bracketed', 'print_summary', 'own_device', 'is_device', 'is_parquet', 'table_path',
-           'verdicts_shown', 'cmd_evaluate', 'full', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources',
-           'cmd_fetch', 'cmd_app', 'parser', 'quiet_libraries', 'main']
+           'verdict_line', 'claims_of', 'claims_said', 'claims_teller', 'verdicts_shown', 'cmd_evaluate', 'full',
+           'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch', 'cmd_app', 'parser',
+           'quiet_libraries', 'main']
 
 # %% ../nbs/lib/09_cli.ipynb #da066bc5
 import argparse, json, logging, os, socket, subprocess, sys, tempfile, time, warnings
 from collections import Counter
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 from . import __version__
@@ -114,6 +117,11 @@ PREDICT = (
         'that it holds'),
     arg('--whole', action='store_true',
         help='judge each image as it is, without looking for faces'),
+    arg('--claims', action='store_true',
+        help='also tell what each file says of itself: signed statements (C2PA), labels and '
+        'settings of programs; of a table the last column. p_fake does not depend on it'),
+    arg('--anchors', metavar='PEM',
+        help='with --claims: root certificates whose signers are trusted; default: none are'),
     arg('--heatmaps', metavar='DIR',
         help='write an overlay for each face: where the evidence lies'),
     arg('--method', choices=('gradcam', 'hirescam', 'layercam'),
@@ -135,12 +143,13 @@ def cmd_predict(a):
     n = len(images)  # before what is slow to import
     table = table_path(a.csv, rank, world)
     check_heatmaps(a.heatmaps, a.method)
+    said = claims_teller(a.claims, a.anchors)
     from fakeface.detector import Detector, save_heatmap, to_parquet
     detector = Detector.load(a.weights, own_device(a.device))
     options = dict(explain=(a.method or 'gradcam') if a.heatmaps else '', whole=a.whole,
                    progress=n > 32 and rank == 0 and sys.stderr.isatty())
     counts, judged, last = Counter(), 0, None
-    for v in verdicts_shown(detector, images, table, options):
+    for v in verdicts_shown(detector, images, table, options, said):
         counts[v.verdict] += 1
         judged += v.face <= 1
         if v.error: last = ImageError(v.path, v.error + bracketed(v.note))
@@ -232,27 +241,71 @@ def table_path(
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
+# %% ../nbs/lib/09_cli.ipynb #ed68f458
+def verdict_line(
+    v  # Verdict without an error
+) -> str:
+    "A verdict as the terminal shows it."
+    face = f', face {v.face}' if v.face else ''
+    return f'{v.verdict:9}  {v.p_fake:.3f}  {printable(v.path)}{face}{bracketed(v.note)}'
+
+# %% ../nbs/lib/09_cli.ipynb #80d65f21
+@lru_cache(1)  # the faces of one image come one after the other
+def claims_of(path, anchors):
+    from fakeface.claims import claims
+    try: return claims(path, anchors=anchors)
+    except ImageError: return None  # it is told why already
+
+def claims_said(
+    anchors: str, # see `claims`
+    *verdicts     # of the faces of one file
+) -> str:
+    "What the file says of itself, and where a verdict differs, as one line; '' when it has none."
+    from fakeface.claims import claims_text, disagreement
+    found = claims_of(verdicts[0].path, anchors)
+    if found is None: return ''
+    return ' '.join(filter(None, [claims_text(found), *dict.fromkeys(
+        disagreement(found, v) for v in verdicts)]))
+
+# %% ../nbs/lib/09_cli.ipynb #90e121c5
+def claims_teller(
+    wanted: bool,      # --claims
+    name: str | None   # file of the anchors, as the user gave it
+):                     # `claims_said` without its first argument; None when it is not wanted
+    "Raises `FaceError` for anchors that are none, or are not used."
+    if name and not wanted: raise FaceError('--anchors is of the claims; add --claims')
+    try: anchors = Path(name).read_text(encoding='utf-8') if name else ''
+    except (OSError, ValueError) as e:
+        raise FaceError(f'{name}: {getattr(e, "strerror", None) or "is no text"}') from None
+    if name and '-----BEGIN CERTIFICATE-----' not in anchors:
+        raise FaceError(f'{name}: holds no certificate in PEM (-----BEGIN CERTIFICATE-----)')
+    return partial(claims_said, anchors) if wanted else None
+
 # %% ../nbs/lib/09_cli.ipynb #dfb5c443
 def verdicts_shown(
     detector,      # Detector
     images,        # paths
     table,         # from `table_path`
-    options: dict  # of `Detector.stream`
+    options: dict, # of `Detector.stream`
+    said           # from `claims_teller`
 ):                 # iterator of Verdict
     "Verdicts as they come: printed, or written to a pipe or a table."
     from fakeface.detector import csv_rows, judge_into
+    more = {'claims': said} if said else {}
     if table and not is_device(table):
-        yield from judge_into(detector, table, images, **options)
+        yield from judge_into(detector, table, images, more, **options)
     elif table:
         with open(table, 'w', encoding='utf-8', newline='') as f:
-            yield from csv_rows(detector.stream(images, **options), f)
+            yield from csv_rows(detector.stream(images, **options), f, more)
     else:
-        for v in detector.stream(images, **options):
-            face = f', face {v.face}' if v.face else ''
-            if not v.error:
-                print(f'{v.verdict:9}  {v.p_fake:.3f}  {printable(v.path)}{face}'
-                      f'{bracketed(v.note)}')
-            yield v
+        for path, faces in groupby(detector.stream(images, **options), lambda v: v.path):
+            shown = []
+            for v in faces:
+                shown.append(v)
+                if not v.error: print(verdict_line(v))
+                yield v
+            if said and (text := said(*shown)):
+                print(f'{"":11}{f"{printable(path)}: " if v.error else ""}{text}')
 
 # %% ../nbs/lib/09_cli.ipynb #ad0d5a44
 @command(
@@ -366,7 +419,7 @@ def cmd_audit(a):
     and why; with several sources also each of them, and what gives it away."""
     from fakeface.data import audit, join_roots, sample, taken_text
     with tempfile.TemporaryDirectory() as d:
-        root = join_roots(a.folder, d)
+        root = join_roots(a.folder, d, a.classes)
         manifest, passed = sample(root, dict(train=0, valid=0, test=0), classes=a.classes)
         print(audit(manifest).to_string())
         if manifest.source.nunique() > 1:

@@ -57,6 +57,13 @@ MORE = [  # made in this process, to save time
     *(['robustness', *FACES, '--out', 'out', *more] for more in (['{d}/none.safetensors'], ['a={d}/good.safetensors', 'a={d}/doubt.safetensors'], ['--copies', 'jpeg:75 gamma:0'], ['--device', 'gpu'], ['--images', '-1'])),
     ['robustness', *FACES, '--out', '{d}/photo.jpg'], ['robustness', '--data', '{d}/one', '--out', 'out'], ['robustness', '--data', '{d}/none', '--out', 'out'], ['robustness', '--data', '{d}/unsplit', '--split', 'test', '--out', 'out'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
+    ['audit', '{d}/faces', '{d}/none'], ['audit', '{d}/faces', '{d}/faces'],
+    *(['audit', '{d}/faces', '--classes', *c] for c in (['0', '1'], ['a', 'A'], ['', 'b'])),
+    ['evaluate', '--data', '{d}/faces', *WITH, '--classes', 'a', 'b'],
+    ['robustness', *FACES, '--out', 'out', '--classes', 'a', 'b'],
+    [*RUN, '--classes', 'a', 'b'], ['run', '--classes', 'real', 'fake'],
+    *([*RUN, '--set', f'data.classes={v}'] for v in ('[real]', '[a, a]', 'real')),
+    ['run', '--resume', '{d}/empty', '--classes', 'a', 'b'],
     *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
     *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],
     *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs',
@@ -260,7 +267,7 @@ def test_evaluate(cli, world, tmp_path):
     assert code == 0 and 'Traceback' not in err and result['n'] == result['n_real'] == 16 and result['source'] == 'one'
     assert f'{result["metrics"]["specificity"]["value"]:.4f}' in out and '16 real' in out and 'auc' not in out  # one class is enough
     page = (tmp_path/'n'/'report.html').read_text()
-    assert '16 images of &#x27;one&#x27;' in page and 'never seen' not in page and '<img' in page
+    assert "16 images of 'one'" in page and 'never seen' not in page and '<img' in page
 
 def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
     with_weights, data = ['--weights', str(world/'good.safetensors'), '--device', 'cpu'], ['--data', str(world/'faces'), '--split', 'test']
@@ -296,6 +303,23 @@ def test_another_projects_detector(world, tmp_path):
         evaluate_folder(lambda paths: [2.] * len(paths), world/'faces', 'test')
 
 def test_audit(cli, world, tmp_path):
-    shutil.copytree(world/'faces', tmp_path/'faces'); shutil.copyfile(world/'broken.jpg', tmp_path/'faces'/'test'/'fake'/'00000.jpg')
-    code, out, err = cli('audit', tmp_path/'faces')
-    assert code == 0 and 'passed over: test/fake/00000.jpg: damaged' in out and '54 images usable' in out and 'JPEG' in out
+    root = shutil.copytree(world/'faces', tmp_path/'faces')
+    shutil.copyfile(world/'broken.jpg', root/'test'/'fake'/'00000.jpg')
+    shutil.copyfile(world/'photo.jpg', root/'test'/'loose.jpg')
+    code, out, err = cli('audit', root)
+    assert code == 0 and 'passed over: test/fake/00000.jpg: damaged' in out and 'JPEG' in out
+    last = out.splitlines()[-1]
+    assert last.startswith('took 54 images: 16 fake, 16 real in train; 6 fake, 6 real in valid; '
+                           '5 fake, 5 real in test; passed over ')
+    assert '1 damaged' in last and '1 outside the class folders (in test/)' in last
+
+def test_classes_of_other_names(world, tmp_path, capsys):
+    """`--classes` names the folder of the real images, then that of the fake ones."""
+    for name, c in (('0', 'real'), ('1', 'fake')):
+        shutil.copytree(world/'faces'/'test'/c, tmp_path/'set'/name)
+    for given in (['audit', str(tmp_path/'set')], ['evaluate', '--data', str(tmp_path/'set')]):
+        assert main(given) == 2 and 'folders seen: 0/, 1/' in capsys.readouterr().err
+    given += ['--weights', str(world/'good.safetensors'), '--device', 'cpu']
+    assert main([*given, '--classes', '0', '1']) == 0
+    out = capsys.readouterr().out
+    assert 'took 12 images: 6 fake, 6 real; passed over nothing' in out.splitlines()
