@@ -476,7 +476,7 @@ def save_heatmap(
 def examples() -> dict:
     """`{name: bytes}` of images that anyone may have, generated faces first; their sources stand
     in README.md beside them."""
-    folder = SHIPPED.parent.parent/'examples'
+    folder = Path(find_spec('fakeface').origin).parent/'examples'
     return {p.name: p.read_bytes() for p in sorted(folder.glob('*.jpg'))}
 
 # %% ../nbs/lib/07_detector.ipynb #b04af90a
