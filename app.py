@@ -244,7 +244,8 @@ def file_says(item, verdicts):
     try: found = claims(item[3](), item[1])
     except ImageError: return []  # the verdict tells what is wrong with it
     differ = dict.fromkeys(disagreement(found, v) for v in verdicts)
-    return ['What the file says of itself:', *([c.says for c in found] or [NO_CLAIM]), *differ]
+    told = '\n'.join(c.says for c in found) or NO_CLAIM
+    return [f'What the file says of itself: {told}', *differ]
 
 def image_page(detector, how, band, item, method, face):
     """One image: each face, that of the chosen row first, and the photograph with boxes that tell
