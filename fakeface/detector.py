@@ -325,8 +325,8 @@ def html_row(
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
 CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
-          'misses most faces of generators that it has not learned from, so "no trace of generation '
-          'found" does not mean that a face is a photograph.')
+          'misses most faces of generators that it has not learned from, so "no trace of '
+          'generation found" does not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."
