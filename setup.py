@@ -24,7 +24,9 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={
-        'dev': cfg['dev_requirements'].split(), 'fetch': cfg['fetch_requirements'].split(),
+        # whoever develops tests what signed statements say, too
+        'dev': (cfg['dev_requirements'] + ' ' + cfg['claims_requirements']).split(),
+        'claims': cfg['claims_requirements'].split(), 'fetch': cfg['fetch_requirements'].split(),
         'onnx': cfg['onnx_requirements'].split()
     },
     entry_points={'console_scripts': [cfg['console_scripts']]},

@@ -67,13 +67,12 @@ class Ours:
         self.model = build_model('random')[0].to(device, memory_format=torch.channels_last)
         self.batches = training_loader(Faces(root, files, 256, augmentation(128, **degrade)),
                                        a.batch, a.workers)
-        self.optimizer = make_optimizer(self.model, fused=device.type == 'cuda')
-        self.rest = make_schedule(self.optimizer, 'constant'), torch.amp.GradScaler(
-            device.type, enabled=dtype == torch.float16), device, dtype
-        self.average = averaged(self.model, ema)
-    def epoch(self):
-        train_epoch(self.model, self.batches, True, self.optimizer, *self.rest,
-                    average=self.average)
+        opt = make_optimizer(self.model, fused=device.type == 'cuda')
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.parts = dict(optimizer=opt, scheduler=make_schedule(opt, 'constant'), scaler=scaler)
+        if ema: self.parts['average'] = averaged(self.model, ema)
+        self.how = device, dtype
+    def epoch(self): train_epoch(self.model, self.batches, self.parts, True, *self.how)
 
 # -- measuring
 def wait(device):
@@ -150,15 +149,15 @@ def profile(root, files, device, dtype, batch):
     def loss():
         with autocast(device, dtype): return cross_entropy(ours.model(to_input(x)).float(), y)
     def step():
-        ours.optimizer.zero_grad(set_to_none=True)
+        ours.parts['optimizer'].zero_grad(set_to_none=True)
         loss().backward()
 
     parts = dict(decode=lambda: [open_image(p) for p in paths],
                  crop_and_mirror=lambda: [plain(r) for r in raw],
                  the_same_and_degrade=lambda: [full(r) for r in raw],
                  bytes_to_numbers=lambda: to_input(x), forward=loss, forward_and_backward=step,
-                 optimizer=ours.optimizer.step,
-                 average=lambda: ours.average.update_parameters(ours.model))
+                 optimizer=ours.parts['optimizer'].step,
+                 average=lambda: ours.parts['average'].update_parameters(ours.model))
     ours.model.train()
     step()
     for name, f in parts.items():

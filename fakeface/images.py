@@ -71,12 +71,12 @@ SIGNS = {
     'AVIF': rb'....ftyp(avi[fs]|m[is]f1....(....){0,8}?avi[fs])',
     'HEIF': rb'....ftyp(he[iv][cxms]|m[is]f[12]|........(....){0,8}?(heic|mif1))',
     'video': rb'....(ftyp(?!M4A)|moov|mdat|wide|pnot)|RIFF....AVI |\x1aE\xdf\xa3|\0\0\x01[\xb3\xba]'
-             rb'|FLV\x01|0&\xb2u|G.{187}G',
+             rb'|FLV\x01|0&\xb2u|G.{187}G.{187}G',
     'document': rb'%PDF|%!PS|\{\\rtf|\xd0\xcf\x11\xe0'
                 rb'|PK\x03\x04.{26}(\[Content|mimetype|_rels|docProps|word/|xl/|ppt/)',
     'ZIP archive': rb'PK(\x03\x04|\x05\x06)',
     'JPEG 2000': rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51', 'JPEG XL': rb'\0\0\0\x0cJXL |\xff\x0a',
-    'Photoshop': rb'8BPS'}
+    'Photoshop document': rb'8BPS'}
 SIGNS = {kind: re.compile(sign, re.DOTALL) for kind, sign in SIGNS.items()}
 
 # %% ../nbs/lib/12_images.ipynb #183044ac
@@ -84,13 +84,10 @@ def is_raw(
     data  # bytes of a TIFF, or its beginning
 ):
     "Whether it is the raw file of a camera, as far as these bytes tell."
-    try: tags = first_tags(data)
+    try: tags = {tag: value for tag, (_, _, value) in first_tags(data).items()}
     except (error, ValueError): return False
-    large = data[:1] == b'M' and data[3:4] == b'*'
-    number = lambda tag: (lambda kind, n, v: v >> 16 if large and kind == 3 else v)(
-        *tags.get(tag, (0, 0, 0)))
-    return 50706 in tags or 271 in tags and (
-        number(254) & 1 == 1 or 513 in tags or number(262) in (32803, 34892))
+    small = tags.get(254, 0) & 1 or 513 in tags
+    return 50706 in tags or 271 in tags and (small or tags.get(262) in (32803, 34892))
 
 # %% ../nbs/lib/12_images.ipynb #42981c95
 def file_kind(
@@ -198,7 +195,7 @@ def opened(
             warnings.simplefilter('ignore')  # Pillow warns of what is checked just below
             data, scans, endless = lean(data, kind)
             with Image.OPEN[kind][0](Counted(data), '') as im:
-                check_size(im, scans, name, max_pixels * (4 if kind == 'JPEG' else 1))
+                check_size(im, scans, name, max_pixels)
                 if endless and not shows_all(data, max_pixels): raise OSError('truncated')
                 im.note = reduce(im, max_pixels)
                 yield im
@@ -219,7 +216,8 @@ def eight_bits(
     if im.mode == 'F': raise NotImplementedError('floating-point pixels')
     pixels = np.asarray(im)
     if pixels.min() < 0 or pixels.max() > 65535: raise NotImplementedError('32 bits')
-    return Image.fromarray((pixels >> 8).astype(np.uint8))
+    shift = 0 if im.mode == 'I' and pixels.max() < 256 else 8
+    return Image.fromarray((pixels >> shift).astype(np.uint8))
 
 # %% ../nbs/lib/12_images.ipynb #f032b0c1
 def to_rgb(

@@ -13,40 +13,39 @@ from .core import *
 
 # %% ../nbs/lib/06_metrics.ipynb #138e0821
 def share(
-    k,  # images of which it is true
-    n   # images
-):
+    k: int,  # images of which it is true
+    n: int   # images
+) -> dict:
     "`{k, n, value, low, high}` with Wilson's 95 % interval."
     low, high = wilson(k, n)
     return dict(k=int(k), n=int(n), value=float(k / n) if n else 0., low=low, high=high)
 
 # %% ../nbs/lib/06_metrics.ipynb #c46c19d6
 def bootstrap_all(
-    metrics,  # (is_fake, score) -> {name: number}
-    is_fake, score,
-    n=2000,   # resamples
-    seed=42   # of the resampling
-):
+    metrics,              # (is_fake, score) -> {name: number}
+    is_fake: np.ndarray,  # bool (N,)
+    score: np.ndarray,    # (N,) or (N, M)
+    n: int = 2000,        # resamples
+    seed: int = 42        # of the resampling
+) -> dict[str, dict]:
     """`{name: {value, low, high}}` with percentile 95 % intervals under class-wise resampling of
     the images (Efron 1979)."""
     # scipy.stats.bootstrap takes one statistic at a time; here one resample serves a dozen
     rng, groups = np.random.default_rng(seed), [np.flatnonzero(is_fake), np.flatnonzero(~is_fake)]
-    draws = pd.DataFrame([
-        metrics(is_fake[i], score[i])
-        for i in (np.concatenate([rng.choice(g, len(g)) for g in groups]) for _ in range(n))
-    ])
-    return {
-        k: dict(value=float(v), low=float(draws[k].quantile(.025)),
-                high=float(draws[k].quantile(.975)))
-        for k, v in metrics(is_fake, score).items()
-    }
+    draws = []
+    for _ in range(n):
+        i = np.concatenate([rng.choice(g, len(g)) for g in groups])
+        draws.append(metrics(is_fake[i], score[i]))
+    ends = pd.DataFrame(draws).quantile([.025, .975])
+    return {k: dict(value=float(v), low=float(ends[k][.025]), high=float(ends[k][.975]))
+            for k, v in metrics(is_fake, score).items()}
 
 # %% ../nbs/lib/06_metrics.ipynb #9cf24de0
 def ece(
-    is_fake,  # bool (N,)
-    score,    # p_fake (N,)
-    bins=10   # of equal width
-):
+    is_fake: np.ndarray,  # bool (N,)
+    score: np.ndarray,    # p_fake (N,)
+    bins: int = 10        # of equal width
+) -> float:
     """Expected calibration error of p_fake, 0 to 1 (Naeini et al. 2015). With few images even a
     perfect score has one above 0."""
     which = np.minimum((np.asarray(score) * bins).astype(int), bins - 1)
@@ -54,36 +53,35 @@ def ece(
 
 # %% ../nbs/lib/06_metrics.ipynb #bfd141f7
 def ece_if_perfect(
-    score,   # p_fake (N,)
-    n=500,   # draws
-    seed=42  # of the draws
-):
+    score: np.ndarray, # p_fake (N,)
+    n: int = 500,      # draws
+    seed: int = 42     # of the draws
+) -> tuple[float, float]:
     "`(low, high)`: the central 95 % of what `ece` would be if p_fake were exactly right."
     rng = np.random.default_rng(seed)
-    return tuple(
-        float(q)
-        for q in np.quantile([ece(rng.uniform(size=len(score)) < score, score)
-                              for _ in range(n)], [.025, .975]))
+    drawn = [ece(rng.uniform(size=len(score)) < score, score) for _ in range(n)]
+    low, high = np.quantile(drawn, [.025, .975])
+    return float(low), float(high)
 
 # %% ../nbs/lib/06_metrics.ipynb #22b567e0
 def percent(
-    metric  # {value, low, high}
-):
+    metric: dict  # {value, low, high}
+) -> str:
     "`94.3 % (91.1 to 96.4)`, the 95 % interval in brackets."
     value, low, high = (100 * metric[k] for k in ('value', 'low', 'high'))
     return f'{value:.1f} % ({low:.1f} to {high:.1f})'
 
 # %% ../nbs/lib/06_metrics.ipynb #34069a12
 def number(
-    metric  # {value, low, high}
-):
+    metric: dict  # {value, low, high}
+) -> str:
     "`0.9963 (0.9925 to 0.9989)`, the 95 % interval in brackets."
     return f'{metric["value"]:.4f} ({metric["low"]:.4f} to {metric["high"]:.4f})'
 
 # %% ../nbs/lib/06_metrics.ipynb #55dcf498
 def calibration_text(
-    result  # of `evaluate`
-):
+    result: dict  # of `evaluate`
+) -> str:
     "`0.012 (0.004 to 0.019 if perfect)`."
     c = result['calibration']
     return f'{c["ece"]:.3f} ({c["low"]:.3f} to {c["high"]:.3f} if perfect)'

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'META_KEY', 'MAX_WEIGHTS', 'FORMAT', 'STORED', 'MAX_META', 'fit_to', 'to_input', 'new_model', 'trunk',
-           'read_tensors', 'is_plain', 'imagenet_tensors', 'build_model', 'pick_device', 'pick_dtype', 'autocast',
-           'metadata', 'save_checkpoint', 'check_metadata', 'load_checkpoint', 'seal_path', 'seal_text', 'write_seal',
-           'check_seal', 'p_fake', 'decide', 'model_settings']
+           'is_plain', 'read_tensors', 'imagenet_tensors', 'build_model', 'pick_device', 'pick_dtype', 'autocast',
+           'metadata', 'save_checkpoint', 'number_in', 'check_metadata', 'load_checkpoint', 'seal_path', 'seal_text',
+           'write_seal', 'check_seal', 'p_fake', 'decide', 'model_settings']
 
 # %% ../nbs/02_model.ipynb #200001d0
 import hashlib, json, socket, warnings
@@ -28,9 +28,9 @@ from .images import *
 
 # %% ../nbs/02_model.ipynb #cd57b918
 def fit_to(
-    image,  # uint8 tensor (3, H, W)
-    size    # side in pixels
-):
+    image:torch.Tensor, # uint8 (3, H, W)
+    size:int            # side in pixels
+)->torch.Tensor:
     """`image` as (3, size, size) uint8: centre square, resized (bilinear, antialiased); unchanged
     when it has that size."""
     if image.shape[-2:] == (size, size): return image
@@ -43,17 +43,17 @@ def fit_to(
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def to_input(
-    batch,          # uint8 tensor (N, 3, H, W)
-    normalize=True  # by ImageNet's mean and deviation
-):
+    batch:torch.Tensor,  # uint8 (N, 3, H, W)
+    normalize:bool=True  # by ImageNet's mean and deviation
+)->torch.Tensor:
     "What the network is fed: float32 (N, 3, H, W), scaled to [0, 1], then normalised if asked."
     x = batch.float() / 255
     return TF.normalize(x, MEAN, STD) if normalize else x
 
 # %% ../nbs/02_model.ipynb #5a90ccc4
 def new_model(
-    stride=2  # of the first convolution, in pixels: 2, as usual, or 1
-):
+    stride:int=2  # of the first convolution, in pixels: 2, as usual, or 1
+)->nn.Module:
     "A ResNet18 with two outputs, randomly initialised."
     model = resnet18(weights=None, num_classes=len(CLASSES))
     model.conv1.stride = (stride, stride)
@@ -61,78 +61,74 @@ def new_model(
 
 # %% ../nbs/02_model.ipynb #4b802304
 def trunk(
-    model  # ResNet18; the weights are shared, not copied
-):
+    model:nn.Module # ResNet18; the weights are shared, not copied
+)->nn.Module:
     """The network without its last layer: a module that turns an input (N, 3, H, W) into (N, 512),
     each the mean of a feature map and at least 0."""
     return nn.Sequential(*list(model.children())[:-1], nn.Flatten())
 
 # %% ../nbs/02_model.ipynb #a073dbbf
-META_KEY = 'fakeface'  # of our own checkpoints: under it lies their metadata as JSON
-# bytes of a weights file; ResNet18 with ImageNet's 1,000 classes has 47 MB
-MAX_WEIGHTS = 256 * 2**20
+META_KEY = 'fakeface'      # of our own checkpoints: under it lies their metadata as JSON
+MAX_WEIGHTS = 256 * 2**20  # bytes of a file; ResNet18 with ImageNet's 1,000 classes has 47 MB
 
+# %% ../nbs/02_model.ipynb #b225810d
+def is_plain(
+    v # value of a state dict
+)->bool:
+    "Whether it is a tensor that can be copied into another: dense, with values."
+    return (isinstance(v, torch.Tensor) and v.layout == torch.strided and v.device.type == 'cpu'
+            and not v.is_quantized and not v.is_nested)
+
+# %% ../nbs/02_model.ipynb #a8804272
 def read_tensors(
-    path  # .safetensors, .pth or .pt
-):
+    path:str|Path # .safetensors, .pth or .pt
+)->tuple[dict, dict]:
     """The tensors of a weights file, `{name: tensor}`, and its text metadata. Raises `FaceError`
     for anything else, a pickled object included."""
     path = Path(path)
     if not path.is_file():
-        raise FaceError(
-            f'{path}: no such weights file; leave --weights out for those that ship, or '
-            'train some with fakeface run')
+        raise FaceError(f'{path}: no such weights file; leave --weights out for those that ship, '
+                        'or train some with fakeface run')
     if path.stat().st_size > MAX_WEIGHTS:
         raise FaceError(f'{path}: larger than {MAX_WEIGHTS >> 20} MB, so no weights of a ResNet18')
     try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as f:
                 return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-        if (not is_zipfile(path)
-                or sum(e.file_size for e in ZipFile(path).infolist()) <= MAX_WEIGHTS):
+        unpacked = ZipFile(path).infolist() if is_zipfile(path) else []
+        if sum(e.file_size for e in unpacked) <= MAX_WEIGHTS:
             state = torch.load(path, map_location='cpu', weights_only=True)
-            if isinstance(state, dict) and all(map(is_plain, state.values())):
-                return dict(state), {}
+            if isinstance(state, dict) and all(map(is_plain, state.values())): return state, {}
     except (SafetensorError, OSError) as e:
         raise FaceError(f'{path}: not a safetensors file ({e})') from None
-    except Exception:
-        pass  # whatever else a hostile or foreign file provokes ends in the line below
+    except Exception: pass  # whatever a hostile or foreign file provokes ends in the line below
     raise FaceError(f'{path}: holds more than tensors, or is damaged; only safetensors and plain '
                     'state dicts are read')
 
-# %% ../nbs/02_model.ipynb #13426792
-def is_plain(
-    v  # value of a state dict
-):
-    "Whether it is a tensor that can be copied into another: dense, with values."
-    return (isinstance(v, torch.Tensor) and v.layout == torch.strided and v.device.type == 'cpu'
-            and not v.is_quantized and not v.is_nested)
-
 # %% ../nbs/02_model.ipynb #d9aa92d8
 def imagenet_tensors(
-    timeout=20  # seconds without an answer after which the download is given up
-):
+    timeout:float=20 # seconds without an answer after which the download is given up
+)->dict|None:
     """torchvision's ImageNet tensors for ResNet18, downloaded once and cached, or None with a
     warning when they cannot be had."""
-    before = socket.getdefaulttimeout()
+    before, source = socket.getdefaulttimeout(), ResNet18_Weights.IMAGENET1K_V1
     socket.setdefaulttimeout(timeout)
-    try: return ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+    try: return source.get_state_dict(progress=True, check_hash=True)
     except Exception as e:  # whatever a network, a proxy or a damaged file in the cache provokes
-        (Path(torch.hub.get_dir())/'checkpoints' /
-         Path(ResNet18_Weights.IMAGENET1K_V1.url).name).unlink(missing_ok=True)
+        cached = Path(torch.hub.get_dir())/'checkpoints'/Path(source.url).name
+        cached.unlink(missing_ok=True)
         warnings.warn(
-            f'ImageNet weights could not be downloaded ({e}): training starts from random '
-            'values. Remedies: connect to the network and '
-            'run again, or name a local file with --set model.weights=FILE (resnet18 as '
-            '.pth or .safetensors).', stacklevel=2)
+            f'ImageNet weights could not be downloaded ({e}): training starts from random values. '
+            'Remedies: connect to the network and run again, or name a local file with '
+            '--set model.weights=FILE (resnet18 as .pth or .safetensors).', stacklevel=2)
     finally: socket.setdefaulttimeout(before)
 
 # %% ../nbs/02_model.ipynb #5a2fa57e
 def build_model(
-    weights='imagenet',  # 'imagenet', 'random' or a path
-    seed=42,             # of what starts random
-    stride=2             # see `new_model`
-):
+    weights:str|Path='imagenet', # 'imagenet', 'random' or a path
+    seed:int=42,                 # of what starts random
+    stride:int=2                 # see `new_model`
+)->tuple[nn.Module, list]:
     """`(model, missing)`: a ResNet18 with two outputs, and the names of its tensors that did not
     come from `weights`. The last layer `fc` comes from none but our own checkpoints.
 
@@ -154,10 +150,10 @@ def build_model(
 
 # %% ../nbs/02_model.ipynb #94ea6db1
 def pick_device(
-    name='auto'  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
-):
-    """A torch device: the accelerator if there is one, else the processor. Raises `FaceError` for
-    one that is not there."""
+    name:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
+)->torch.device:
+    """The accelerator if there is one, else the processor. Raises `FaceError` for a device that is
+    not there."""
     if name == 'auto':
         return (torch.accelerator.current_accelerator()
                 if torch.accelerator.is_available() else torch.device('cpu'))
@@ -169,27 +165,26 @@ def pick_device(
 
 # %% ../nbs/02_model.ipynb #afd51e01
 def pick_dtype(
-    device,           # torch device
-    precision='auto'  # 'auto', 'fp32', 'bf16' or 'fp16'
-):
-    """The dtype convolutions compute in: by default bfloat16 where the hardware has it, float16 on
-    other GPUs, else float32."""
+    device:torch.device,
+    precision:str='auto' # 'auto', 'fp32', 'bf16' or 'fp16'
+)->torch.dtype:
+    """What convolutions compute in: by default bfloat16 where the hardware has it, float16 on other
+    GPUs, else float32."""
     types = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+    if precision in types: return types[precision]
     if precision != 'auto':
-        if precision not in types:
-            raise FaceError(f'precision {precision!r} is not one of auto, {", ".join(types)}')
-        return types[precision]
+        raise FaceError(f'precision {precision!r} is not one of auto, {", ".join(types)}')
     if device.type == 'cuda':
-        return (torch.bfloat16 if torch.cuda.is_bf16_supported(
-            including_emulation=False) else torch.float16)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     cpu = getattr(torch.cpu, 'get_capabilities', dict)()  # older releases of torch cannot tell
-    return (torch.bfloat16 if device.type == 'cpu' and
-            (cpu.get('avx512_bf16') or cpu.get('amx_bf16')) else torch.float32)
+    native = device.type == 'cpu' and (cpu.get('avx512_bf16') or cpu.get('amx_bf16'))
+    return torch.bfloat16 if native else torch.float32
 
 # %% ../nbs/02_model.ipynb #d7ea5069
 def autocast(
-    device,  # torch device
-    dtype    # from `pick_dtype`
+    device:torch.device,
+    dtype:torch.dtype # from `pick_dtype`
 ):
     "Context in which layers run in `dtype`; does nothing for float32."
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
@@ -198,83 +193,72 @@ def autocast(
 FORMAT, STORED = 2, (torch.float16, torch.bfloat16, torch.float32)
 MAX_META = 2**22  # characters of metadata; 100,000 real_scores are half of it
 
+# %% ../nbs/02_model.ipynb #b0108160
 def metadata(
-    size=128,           # side of the input in pixels
-    normalize=True,     # see `to_input`
-    temperature=1.0,    # logits are divided by it (Guo et al. 2017, arXiv 1706.04599)
-    threshold=0.5,      # the p_fake that parts fake from real when there must be an answer
-    # (low, high): 'real' below low, 'fake' from high on, 'uncertain' between; None: both are the
-    # threshold
-    band=None,
-    stride=2,           # see `new_model`
-    # training settings, manifest digest, metrics, real_scores (p_fake of the real validation
-    # images) ...
-    **more
-):
-    "The metadata of a checkpoint as a JSON-ready dict."
+    size:int=128,          # side of the input in pixels
+    normalize:bool=True,   # see `to_input`
+    temperature:float=1.0, # logits are divided by it (Guo et al. 2017, arXiv 1706.04599)
+    threshold:float=0.5,   # the p_fake that parts fake from real when there must be an answer
+    band:tuple=None,       # (low, high) of doubt, see `decide`; None: both are the threshold
+    stride:int=2,          # see `new_model`
+    **more                 # training settings, manifest digest, metrics, real_scores ...
+)->dict:
+    "The metadata of a checkpoint, JSON-ready. `real_scores`: p_fake of the real validation images."
     return dict(format=FORMAT, architecture='resnet18', stride=stride, classes=list(CLASSES),
                 preprocessing=dict(size=size, normalize=normalize), temperature=temperature,
                 threshold=threshold, band=list(band or [threshold] * 2), **more)
 
 # %% ../nbs/02_model.ipynb #4357f638
 def save_checkpoint(
-    path,   # model.safetensors
-    model,  # ResNet18
-    meta    # from `metadata`
+    path:str|Path,   # model.safetensors
+    model:nn.Module, # ResNet18
+    meta:dict        # from `metadata`
 ):
     """Write model and metadata as one safetensors file, atomically; tensors of two or more
     dimensions as float16."""
-    state = {
-        k: v.detach().cpu().contiguous()
-        for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')
-    }
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()
+             if not k.endswith('num_batches_tracked')}
     state = {k: v.half() if v.ndim > 1 else v for k, v in state.items()}
     with atomic_write(path, 'wb') as f: f.write(save(state, {META_KEY: json.dumps(meta)}))
 
 # %% ../nbs/02_model.ipynb #75821783
+def number_in(v, low:float, high:float)->bool:
+    "Whether `v` is a number between the two."
+    return type(v) in (int, float) and low < v < high
+
+# %% ../nbs/02_model.ipynb #88885cc9
 def check_metadata(
-    meta,  # dict as read
-    path   # named in the error
-):
+    meta,          # as read
+    path:str|Path  # named in the error
+)->dict:
     "Raise `FaceError` unless `meta` describes a model this package can run; returns it."
     def need(ok, what):
         if not ok: raise FaceError(f'{path}: {what}')
-    number = lambda v, lo, hi: type(v) in (int, float) and lo < v < hi
-    need(isinstance(meta, dict) and meta.get('format') == FORMAT, 'not a fakeface checkpoint '
-                                                                  '(metadata missing or of another '
-                                                                  'version)')
-    need(
-        meta.get('architecture') == 'resnet18', f'architecture {meta.get("architecture")!r} is not '
-        'resnet18')
-    # files from before this field have 2
-    need(type(stride := meta.setdefault('stride', 2)) is int and stride in (1, 2), 'stride must be '
-                                                                                   '1 or 2')
-    need(meta.get('classes') == list(CLASSES), f'classes {meta.get("classes")!r} are not '
-                                               f'{list(CLASSES)}')
-    pre = meta.get('preprocessing')
-    need(
-        isinstance(pre, dict) and type(pre.get('size')) is int and 32 <= pre['size'] <= 1024
-        and type(pre.get('normalize')) is bool,
-        'preprocessing must hold size (32 to 1024) and normalize')
-    need(number(meta.get('temperature'), 1e-3, 1e3), 'temperature must be a number between 0.001 '
-                                                     'and 1000')
-    need(number(meta.get('threshold'), 0, 1), 'threshold must lie between 0 and 1')
-    band = meta.get('band')
-    need(
-        isinstance(band, list) and len(band) == 2 and all(number(v, 0, 1) for v in band)
-        and band[0] <= meta['threshold'] <= band[1],
-        'band must hold two numbers between 0 and 1 with the threshold between them')
-    scores = meta.get('real_scores', [])
-    need(
-        isinstance(scores, list) and len(scores) <= 100_000
-        and all(number(v, -1e-9, 1 + 1e-9) for v in scores),
-        'real_scores must be a list of numbers from 0 to 1')
+    need(isinstance(meta, dict) and meta.get('format') == FORMAT,
+         'not a fakeface checkpoint (metadata missing or of another version)')
+    ask, pre, stride = meta.get, meta.get('preprocessing'), meta.setdefault('stride', 2)
+    band, scores = ask('band'), ask('real_scores', [])
+    need(ask('architecture') == 'resnet18', f'architecture {ask("architecture")!r} is not resnet18')
+    need(type(stride) is int and stride in (1, 2), 'stride must be 1 or 2')
+    need(ask('classes') == list(CLASSES), f'classes {ask("classes")!r} are not {list(CLASSES)}')
+    need(isinstance(pre, dict) and type(pre.get('size')) is int and 32 <= pre['size'] <= 1024
+         and type(pre.get('normalize')) is bool,
+         'preprocessing must hold size (32 to 1024) and normalize')
+    need(number_in(ask('temperature'), 1e-3, 1e3),
+         'temperature must be a number between 0.001 and 1000')
+    need(number_in(ask('threshold'), 0, 1), 'threshold must lie between 0 and 1')
+    need(isinstance(band, list) and len(band) == 2 and all(number_in(v, 0, 1) for v in band)
+         and band[0] <= meta['threshold'] <= band[1],
+         'band must hold two numbers between 0 and 1 with the threshold between them')
+    need(isinstance(scores, list) and len(scores) <= 100_000
+         and all(number_in(v, -1e-9, 1 + 1e-9) for v in scores),
+         'real_scores must be a list of numbers from 0 to 1')
     return meta
 
 # %% ../nbs/02_model.ipynb #5b42fd19
 def load_checkpoint(
-    path  # .safetensors written by `save_checkpoint`
-):
+    path:str|Path # .safetensors written by `save_checkpoint`
+)->tuple[nn.Module, dict]:
     """`(model, meta)`, the model in evaluation mode. Raises `FaceError` for a file that is missing,
     damaged, foreign or not finite."""
     if Path(path).suffix != '.safetensors':
@@ -295,31 +279,23 @@ def load_checkpoint(
     return model.eval(), meta
 
 # %% ../nbs/02_model.ipynb #56b86571
-def seal_path(
-    path  # of a file
-):
+def seal_path(path:str|Path)->Path:
     "Where the SHA-256 of a file stands: beside it, with `.sha256` added to its name."
     return Path(f'{path}.sha256')
 
 # %% ../nbs/02_model.ipynb #14827fb4
-def seal_text(
-    path  # of a file
-):
+def seal_text(path:str|Path)->str:
     "What stands there: the digest and the name, as `sha256sum` writes them."
     with open(path, 'rb') as f:
         return f'{hashlib.file_digest(f, "sha256").hexdigest()}  {Path(path).name}\n'
 
 # %% ../nbs/02_model.ipynb #d5298360
-def write_seal(
-    path  # of a file
-):
+def write_seal(path:str|Path):
     "Write the SHA-256 of a file beside it."
     with atomic_write(seal_path(path)) as f: f.write(seal_text(path))
 
 # %% ../nbs/02_model.ipynb #a49a489f
-def check_seal(
-    path  # of a file
-):
+def check_seal(path:str|Path):
     "Raise `FaceError` unless the file has the SHA-256 that stands beside it."
     try: same = seal_path(path).read_text(encoding='utf-8') == seal_text(path)
     except (OSError, ValueError) as e:
@@ -331,18 +307,18 @@ def check_seal(
 
 # %% ../nbs/02_model.ipynb #9b89b12f
 def p_fake(
-    logits,         # (N, 2), tensor or array
-    temperature=1.0 # of the checkpoint
-):
-    "Probability that each image is fake: float64 array (N,) in [0, 1]."
+    logits,               # (N, 2), tensor or array
+    temperature:float=1.0 # of the checkpoint
+)->np.ndarray:
+    "Probability that each image is fake: float64 (N,) in [0, 1]."
     logits = np.asarray(logits, np.float64) / temperature
     return expit(logits[:, FAKE] - logits[:, REAL])
 
 # %% ../nbs/02_model.ipynb #49b1fa06
 def decide(
-    p,         # p_fake
-    low, high  # the band of a checkpoint
-):
+    p:float,              # p_fake
+    low:float, high:float # the band of a checkpoint
+)->str:
     "'real' below the band, 'fake' from its upper end on, 'uncertain' in it."
     return 'fake' if p >= high else 'real' if p < low else 'uncertain'
 

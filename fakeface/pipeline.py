@@ -104,12 +104,12 @@ h2 { margin-top: 2.6rem; border-bottom: 1px solid var(--line) }
 .answer { font-size: 1.3rem; border-left: .3rem solid var(--accent); padding-left: 1rem }
 .note { background: #f6c34440; padding: .7rem 1rem; border-radius: .4rem }
 .dim, figcaption { opacity: .8; font-size: .92rem }
-.output_subarea { overflow-x: auto }
+.output_subarea { overflow-x: auto } .prompt { display: none }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0 }
 td, th { padding: .25rem .8rem; text-align: left; border-bottom: 1px solid var(--line) }
 figure { margin: 1rem 0 }
 img { max-width: 100%; background: #fff; border-radius: .3rem }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem;
+pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; font-size: .85rem;
       border-radius: .3rem }'''
 
 # %% ../nbs/lib/08_pipeline.ipynb #76cfd0be

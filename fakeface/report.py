@@ -70,11 +70,16 @@ def opening(
             f'{copies} ways of corrupting a file.')
 
 # %% ../nbs/10_report.ipynb #25890f36
-def show_html(html: str): display(HTML(html))
+def show_html(
+    html: str  # of our own making: nothing in it is escaped
+):
+    "Show HTML."
+    display(HTML(html))
 
+# %% ../nbs/10_report.ipynb #4142a587
 def show_text(
     *texts: str,  # a paragraph each
-    kind='text'   # 'answer', 'dim' ...: see `STYLE`
+    kind='text'   # 'answer', 'dim' ...: see `STYLE` of the pipeline
 ):
     "Show paragraphs."
     for t in texts: show_html(f'<p class="{kind}">{escape(t)}</p>')
@@ -109,6 +114,7 @@ def show_file(
     "Show a text that a machine wrote."
     show_html(f'<h3>{escape(title)}</h3><pre>{escape(text)}</pre>')
 
+# %% ../nbs/10_report.ipynb #211b7247
 def as_yaml(
     meta: dict  # of a checkpoint
 ) -> str:

@@ -141,6 +141,7 @@ def shift_table(
 # the number with which a corruption does nothing; of the others 0
 NO_EFFECT = dict(jpeg=101, webp=101, scale=1, screenshot=1, gamma=1)
 
+# %% ../nbs/06_robustness.ipynb #46501be0
 def by_kind(
     copies: list[str]  # corruptions
 ) -> dict[str, list[str]]:
@@ -188,6 +189,7 @@ def beside_table(
 LINE_STYLES = list(zip(('#0072B2', '#D55E00', '#009E73', '#000000', '#CC79A7'), 'osD^v',
                  ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)))))
 
+# %% ../nbs/06_robustness.ipynb #79c1d08e
 def plot_lines(
     ax: plt.Axes,   # where to draw
     models: dict,   # name -> from `robustness`
@@ -232,6 +234,7 @@ def plot_panels(
 # %% ../nbs/06_robustness.ipynb #2562d455
 def interval_of(key): return lambda row: [row[key][k] for k in ('value', 'low', 'high')]
 
+# %% ../nbs/06_robustness.ipynb #93c861b7
 def plot_robustness(
     result: dict  # `{n, models}`
 ) -> plt.Figure:

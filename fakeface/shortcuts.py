@@ -269,11 +269,9 @@ READING = (
     'accuracy.')
 
 # %% ../nbs/07_shortcuts.ipynb #b9291964
-def shortcut_table(
-    result:dict # as of shortcuts.json
-)->pd.DataFrame:
-    """The table of the examiner: who judges from what, how well, and what each alteration costs;
-    text with 95 % intervals."""
+def shortcut_table(result:dict)->pd.DataFrame:
+    """The table of the examiner from shortcuts.json: who judges from what, how well, and what each
+    alteration costs; text with 95 % intervals."""
     simple = dict(facts='facts of the file, no network', spectrum='spectrum, no network',
                   model='the model, images as they are')
     rows = [(name, result[k]) for k, name in simple.items() if k in result]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HAIR', 'SKIN', 'BAYER', 'SMOOTH', 'STRENGTH', 'OVERLAP', 'COPY', 'STANDIN_VERSION', 'fractal', 'Canvas', 'oval',
            'hue', 'background', 'shade', 'palette', 'arc', 'between', 'draw_eyes', 'draw_nose_and_mouth', 'draw_body',
-           'draw_head', 'draw_hair', 'draw_face', 'demosaic', 'camera', 'shrink', 'enlarge', 'learned_kernel',
-           'generator', 'make_pair', 'write_standin', 'make_standin']
+           'draw_head', 'draw_hair', 'draw_face', 'filters', 'demosaic', 'camera', 'shrink', 'enlarge',
+           'learned_kernel', 'generator', 'make_pair', 'write_standin', 'make_standin']
 
 # %% ../nbs/lib/03_standin.ipynb #f226a4d7
 import io, os, shutil, time
@@ -16,17 +16,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from .core import *
 
 # %% ../nbs/lib/03_standin.ipynb #75a90cd5
 def fractal(
-    rng,        # NumPy generator
-    size,       # side in pixels
-    scales,     # cells across, coarse to fine: (3, 6, 12 ...)
-    fall=.7     # each scale is this much weaker than the one before
-):
+    rng:np.random.Generator,
+    size:int,      # side in pixels
+    scales:tuple,  # cells across, coarse to fine: (3, 6, 12 ...)
+    fall:float=.7  # each scale is this much weaker than the one before
+)->np.ndarray:
     "Noise of several scales as float32 of shape (size, size), mean 0, standard deviation 1."
     cells = lambda s: rng.standard_normal((min(s, size),) * 2, np.float32)
     field = sum(fall**i * cv2.resize(cells(s), (size, size), interpolation=cv2.INTER_CUBIC)
@@ -38,118 +39,119 @@ class Canvas:
     """A square picture of float32 RGB in [0, 1], display brightness, drawn in the coordinates of a
     head."""
     def __init__(self,
-        size,    # side in pixels
-        centre,  # of the head, as a fraction of the side
-        scale,   # half-height of the head, as a fraction of the side
-        angles   # yaw, pitch, roll in radians
+        size:int,    # side in pixels
+        centre,      # of the head, as a fraction of the side
+        scale:float, # half-height of the head, as a fraction of the side
+        angles       # yaw, pitch, roll in radians
     ):
         self.size, self.rgb = size, np.zeros((size, size, 3), np.float32)
         self.yaw, self.pitch, roll = angles
-        self.turn = (
-            np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]]) * scale * size)
-        self.centre = np.asarray(centre) * size
+        cos, sin = np.cos(roll), np.sin(roll)
+        self.turn, self.centre = np.array([[cos, -sin], [sin, cos]]) * scale * size, np.asarray(
+            centre) * size
         grid = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1) - self.centre
         self.x, self.y = np.moveaxis(grid @ np.linalg.inv(self.turn).T, -1, 0).astype(np.float32)
 
-    def pixels(self, points, lift=True):
-        """Face coordinates (n, 2) as pixels; `lift` puts them on the turned head, otherwise they
-        lie flat."""
-        x, y = np.asarray(points, float).T
-        if lift:
-            z = np.sqrt(np.clip(1 - (x / .8)**2 - (y / 1.1)**2, .02, 1))
-            x, y = x * np.cos(self.yaw) + .8 * z * np.sin(self.yaw), y * np.cos(
-                self.pitch) + z * np.sin(self.pitch)
-        return np.stack([x, y], -1) @ self.turn.T + self.centre
+# %% ../nbs/lib/03_standin.ipynb #0935d806
+@patch
+def pixels(self:Canvas, points, lift:bool=True)->np.ndarray:
+    """Face coordinates (n, 2) as pixels; `lift` puts them on the turned head, otherwise they lie
+    flat."""
+    x, y = np.asarray(points, float).T
+    if lift:
+        z = np.sqrt(np.clip(1 - (x / .8)**2 - (y / 1.1)**2, .02, 1))
+        x = x * np.cos(self.yaw) + .8 * z * np.sin(self.yaw)
+        y = y * np.cos(self.pitch) + z * np.sin(self.pitch)
+    return np.stack([x, y], -1) @ self.turn.T + self.centre
 
-    def mask(self, points, lift=True, soft=0.):
-        "Coverage in [0, 1] of a polygon; `soft` blurs its edge (in head units)."
-        m = np.zeros((self.size, self.size), np.uint8)
-        cv2.fillPoly(m, [np.round(self.pixels(points, lift) * 16).astype(np.int32)], 255,
-                     cv2.LINE_AA, 4)
-        m = m.astype(np.float32) / 255
-        return cv2.GaussianBlur(m, (0, 0), max(soft * np.hypot(*self.turn[0]), .3)) if soft else m
+# %% ../nbs/lib/03_standin.ipynb #c2d87a83
+@patch
+def mask(self:Canvas, points, lift:bool=True, soft:float=0.)->np.ndarray:
+    "Coverage in [0, 1] of a polygon; `soft` blurs its edge (in head units)."
+    m, corners = np.zeros((self.size, self.size), np.uint8), self.pixels(points, lift) * 16
+    cv2.fillPoly(m, [np.round(corners).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    m = m.astype(np.float32) / 255
+    return cv2.GaussianBlur(m, (0, 0), max(soft * np.hypot(*self.turn[0]), .3)) if soft else m
 
-    def paint(self, mask, colour):
-        "Lay a colour, or a picture, over the canvas where `mask` is 1."
-        x, y, w, h = cv2.boundingRect((mask > 0).view(np.uint8))
-        at, colour = np.s_[y:y+h, x:x+w], np.asarray(colour, np.float32)
-        self.rgb[at] += (mask[at][..., None] *
-                         ((colour[at] if colour.ndim == 3 else colour) - self.rgb[at]))
+# %% ../nbs/lib/03_standin.ipynb #515d22b2
+@patch
+def paint(self:Canvas, mask:np.ndarray, colour):
+    "Lay a colour, or a picture, over the canvas where `mask` is 1."
+    x, y, w, h = cv2.boundingRect((mask > 0).view(np.uint8))
+    at, colour = np.s_[y:y+h, x:x+w], np.asarray(colour, np.float32)
+    if colour.ndim == 3: colour = colour[at]
+    self.rgb[at] += mask[at][..., None] * (colour - self.rgb[at])
 
 # %% ../nbs/lib/03_standin.ipynb #040f6d52
 def oval(
-    x, y,            # centre
-    rx, ry,          # half-axes
-    power=2.,        # 2: ellipse, more: squarer
-    arc=(0., 1.),    # from where to where, in turns clockwise from the right
-    n=48             # points
-):
+    x:float, y:float,     # centre
+    rx:float, ry:float,   # half-axes
+    power:float=2.,       # 2: ellipse, more: squarer
+    arc:tuple=(0., 1.),   # from where to where, in turns clockwise from the right
+    n:int=48              # points
+)->np.ndarray:
     "Points on a superellipse, shape (n, 2)."
     a = 2 * np.pi * np.linspace(*arc, n)
     c, s = np.cos(a), np.sin(a)
-    return np.stack(
-        [x + rx * np.sign(c) * abs(c)**(2 / power), y + ry * np.sign(s) * abs(s)**(2 / power)], -1)
+    bend = lambda v: np.sign(v) * abs(v)**(2 / power)
+    return np.stack([x + rx * bend(c), y + ry * bend(s)], -1)
 
 # %% ../nbs/lib/03_standin.ipynb #66dba0a5
 def hue(
-    rng,        # NumPy generator
-    low=.1,     # darkest
-    high=.9     # brightest
-):
+    rng:np.random.Generator,
+    low:float=.1, high:float=.9 # darkest and brightest
+)->np.ndarray:
     "A random colour, not too vivid: float32 (3,) in [0, 1]."
     return (rng.uniform(low, high) + rng.uniform(-.22, .22, 3)).clip(.02, .98).astype(np.float32)
 
 # %% ../nbs/lib/03_standin.ipynb #f1a3c1cb
-def background(
-    c,    # Canvas to fill
-    rng   # NumPy generator
-):
+def background(c:Canvas, rng:np.random.Generator):
     "Fill the canvas with a wall, or with foliage or cloth, in two colours."
     n, (a, b) = c.size, (hue(rng), hue(rng))
     field = fractal(rng, n, (4, 8, 16), rng.uniform(.7, 1.1))
-    if rng.uniform() < .5:
-        field += .5 * fractal(rng, n, (24, 48, 96, 192), .9)
+    if rng.uniform() < .5: field += .5 * fractal(rng, n, (24, 48, 96, 192), .9)
     field += rng.uniform(.05, .2) * rng.standard_normal((n, n), np.float32)
     c.rgb[:] = a + (b - a) * (1 / (1 + np.exp(-1.2 * field)))[..., None] + .05 * field[..., None]
 
 # %% ../nbs/lib/03_standin.ipynb #fdd3420a
 def shade(
-    c,      # Canvas
-    light,  # direction towards the light, (3,): right, down, out
-    w=.78   # half-width of the head
-):
+    c:Canvas,
+    light:np.ndarray, # direction towards the light, (3,): right, down, out
+    w:float=.78       # half-width of the head
+)->np.ndarray:
     "Brightness of the head as a factor around 1, float32 (size, size)."
     x, y = c.x / w, c.y / 1.08
     z = np.sqrt(np.maximum(1 - x * x - y * y, .02))
-    return (.62 + .62 * np.maximum(
-        (x * light[0] + y * light[1] + z * light[2]) / np.sqrt(x * x + y * y + z * z), 0)).astype(
-            np.float32)
+    cosine = (x * light[0] + y * light[1] + z * light[2]) / np.sqrt(x * x + y * y + z * z)
+    return (.62 + .62 * np.maximum(cosine, 0)).astype(np.float32)
 
 # %% ../nbs/lib/03_standin.ipynb #b33796b0
 HAIR = np.array([[.09, .07, .06], [.36, .22, .12], [.78, .62, .38]], np.float32)
 SKIN = np.array([[.98, .82, .72], [.84, .62, .46], [.5, .33, .23], [.36, .23, .17]], np.float32)
 
+# %% ../nbs/lib/03_standin.ipynb #130652dc
 def palette(
-    table,  # colours in order, shape (n, 3)
-    rng     # NumPy generator
-):
-    "A colour between two neighbours of the table, shape (3,)."
+    table:np.ndarray, # colours in order, (n, 3)
+    rng:np.random.Generator
+)->np.ndarray:
+    "A colour between two neighbours of the table, (3,)."
     i, t = rng.integers(len(table) - 1), rng.uniform()
     return table[i] + t * (table[i+1] - table[i])
 
 # %% ../nbs/lib/03_standin.ipynb #7cd64ae3
-def arc(x, y, w, h):  # points on a parabola over x - w to x + w, h high in its middle
+def arc(x:float, y:float, w:float, h:float)->np.ndarray:
+    "Points on a parabola over x - w to x + w, h high in its middle: (20, 2)."
     t = np.linspace(-1, 1, 20)
     return np.stack([x + w * t, y + h * (1 - t * t)], -1)
 
-def between(a, b): return np.concatenate([a, b[::-1]])  # two curves as one outline
+# %% ../nbs/lib/03_standin.ipynb #4ad13175
+def between(a:np.ndarray, b:np.ndarray)->np.ndarray:
+    "Two curves as one outline."
+    return np.concatenate([a, b[::-1]])
 
 # %% ../nbs/lib/03_standin.ipynb #fe8e3042
-def draw_eyes(
-    c,     # Canvas
-    rng,   # NumPy generator
-    skin,  # colour of the skin, (3,)
-    brows  # colour of the eyebrows, (3,)
+def draw_eyes(c:Canvas, rng:np.random.Generator,
+    skin:np.ndarray, brows:np.ndarray # colours, (3,)
 ):
     "Eyes with a white, an iris, a pupil and a lid, and a brow above each."
     iris, opening, look = hue(rng, .15, .5), rng.uniform(.05, .085), rng.normal(0, .02, 2)
@@ -164,45 +166,36 @@ def draw_eyes(
         c.paint(.85 * c.mask(between(arc(x, -.27, .18, -.06), arc(x, -.23, .18, -.06))), brows)
 
 # %% ../nbs/lib/03_standin.ipynb #10a27f68
-def draw_nose_and_mouth(
-    c,     # Canvas
-    rng,   # NumPy generator
-    skin,  # colour of the skin, (3,)
-    side   # of the nose that lies in shadow: -1 or 1
+def draw_nose_and_mouth(c:Canvas, rng:np.random.Generator,
+    skin:np.ndarray, # colour, (3,)
+    side:int         # of the nose that lies in shadow: -1 or 1
 ):
     "A shadow beside the nose and one below it, nostrils, two lips and the line between them."
     w, smile = rng.uniform(.2, .31), rng.uniform(-.03, .1)
-    c.paint(.4 * c.mask([(0, -.15), (side * .1, -.1), (side * .18, .3), (0, .32)], soft=.04),
-            skin * .6)
+    beside = [(0, -.15), (side * .1, -.1), (side * .18, .3), (0, .32)]
+    c.paint(.4 * c.mask(beside, soft=.04), skin * .6)
     c.paint(.4 * c.mask(oval(0, .34, .14, .05), soft=.035), skin * .5)
-    for x in (-.08, .08):
-        c.paint(.75 * c.mask(oval(x, .31, .04, .026), soft=.012), skin * .28)
+    for x in (-.08, .08): c.paint(.75 * c.mask(oval(x, .31, .04, .026), soft=.012), skin * .28)
     lips, line = skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), .6 - smile
-    c.paint(c.mask(between(arc(0, line, w, smile - .055), arc(0, line, w, smile + .075)),
-                   soft=.008), lips)
-    c.paint(.8 * c.mask(between(arc(0, line, w, smile - .008), arc(0, line, w, smile + .012))),
-            lips * .3)
+    bow = lambda low, high: between(arc(0, line, w, smile + low), arc(0, line, w, smile + high))
+    c.paint(c.mask(bow(-.055, .075), soft=.008), lips)
+    c.paint(.8 * c.mask(bow(-.008, .012)), lips * .3)
 
 # %% ../nbs/lib/03_standin.ipynb #42dfc05c
-def draw_body(
-    c,      # Canvas
-    rng,    # NumPy generator
-    skin    # colour of the skin, (3,)
+def draw_body(c:Canvas, rng:np.random.Generator,
+    skin:np.ndarray # colour, (3,)
 ):
     "Neck and a garment with a weave."
     c.paint(c.mask([(-.43, .5), (.43, .5), (.5, 1.5), (-.5, 1.5)], False), skin * .7)
-    slope = rng.uniform(1.35, 1.7)
-    shape = [(-3, slope + .6), (-.5, slope - .25), (0, slope), (.5, slope - .25), (3, slope + .6),
-             (3, 6), (-3, 6)]
+    y = rng.uniform(1.35, 1.7)
+    shape = [(-3, y + .6), (-.5, y - .25), (0, y), (.5, y - .25), (3, y + .6), (3, 6), (-3, 6)]
     weave = .12 * fractal(rng, c.size, (6, 12, 64, 128))
     c.paint(c.mask(shape, False), hue(rng) * (1 + weave[..., None]))
 
 # %% ../nbs/lib/03_standin.ipynb #7e53a5db
-def draw_head(
-    c,      # Canvas
-    rng,    # NumPy generator
-    skin,   # colour of the skin, (3,)
-    form    # from `shade`
+def draw_head(c:Canvas, rng:np.random.Generator,
+    skin:np.ndarray, # colour, (3,)
+    form:np.ndarray  # from `shade`
 ):
     "Ears and the head itself, shaded, with pores."
     w = rng.uniform(.68, .82)
@@ -212,11 +205,9 @@ def draw_head(
     c.paint(c.mask(oval(0, 0, w, 1.06, rng.uniform(2, 2.3)), False), flesh)
 
 # %% ../nbs/lib/03_standin.ipynb #07d9d3a0
-def draw_hair(
-    c,      # Canvas
-    rng,    # NumPy generator
-    colour, # of the hair, (3,)
-    form    # from `shade`
+def draw_hair(c:Canvas, rng:np.random.Generator,
+    colour:np.ndarray, # of the hair, (3,)
+    form:np.ndarray    # from `shade`
 ):
     "A cap of hair whose strands run away from the crown, over the forehead."
     noise = rng.standard_normal((16, 512), np.float32)
@@ -229,9 +220,9 @@ def draw_hair(
 
 # %% ../nbs/lib/03_standin.ipynb #3c248704
 def draw_face(
-    rng,      # NumPy generator; the same state draws the same scene
-    size=128  # side in pixels
-):
+    rng:np.random.Generator, # the same state draws the same scene
+    size:int=128             # side in pixels
+)->np.ndarray:
     "A drawn portrait as linear light: float32 RGB of shape (size, size, 3) in [0, 1]."
     c = Canvas(2 * size, (rng.uniform(.4, .6), rng.uniform(.44, .56)), rng.uniform(.33, .41),
                rng.normal(0, (.22, .1, .1)).clip(-.45, .45))
@@ -245,59 +236,61 @@ def draw_face(
     draw_eyes(c, rng, skin, hair * .7)
     draw_nose_and_mouth(c, rng, skin, -side)
     if rng.uniform() < .9: draw_hair(c, rng, hair, form)
-    return cv2.resize((c.rgb * rng.uniform(.85, 1.05)).clip(0, 1)**2.2, (size, size),
-                      interpolation=cv2.INTER_AREA)
+    linear = (c.rgb * rng.uniform(.85, 1.05)).clip(0, 1)**2.2
+    return cv2.resize(linear, (size, size), interpolation=cv2.INTER_AREA)
 
 # %% ../nbs/lib/03_standin.ipynb #3409b928
 BAYER = np.zeros((2, 2, 3), np.float32)
 BAYER[0, 0, 0] = BAYER[0, 1, 1] = BAYER[1, 0, 1] = BAYER[1, 1, 2] = 1  # RG over GB
 
+def filters(
+    height:int, width:int # of the sensor, both even
+)->np.ndarray:
+    "Which colour each pixel of a Bayer sensor sees: float32 (H, W, 3) of 0 and 1."
+    return np.tile(BAYER, (height // 2, width // 2, 1))
+
+# %% ../nbs/lib/03_standin.ipynb #a90b8b58
 def demosaic(
-    raw  # sensor values, float32 (H, W), H and W even
-):
+    raw:np.ndarray # sensor values, float32 (H, W), H and W even
+)->np.ndarray:
     """The full picture by bilinear interpolation: at each pixel the mean of the neighbours that saw
     the colour. Shape (H, W, 3)."""
-    sites, tent = np.tile(BAYER, (raw.shape[0] // 2, raw.shape[1] // 2, 1)), np.float32([[1, 2, 1],
-                                                                                         [2, 4, 2],
-                                                                                         [1, 2, 1]])
+    sites, tent = filters(*raw.shape), np.float32([[1, 2, 1], [2, 4, 2], [1, 2, 1]])
     return cv2.filter2D(sites * raw[..., None], -1, tent) / cv2.filter2D(sites, -1, tent)
 
 # %% ../nbs/lib/03_standin.ipynb #34361816
 def camera(
-    scene,      # linear light: float32 (H, W, 3) in [0, 1], H and W even
-    rng,        # NumPy generator: lens, sensitivity, noise
-    steps=None  # dict to fill with the stages, for looking at
-):
+    scene:np.ndarray,        # linear light: float32 (H, W, 3) in [0, 1], H and W even
+    rng:np.random.Generator, # lens, sensitivity, noise
+    steps:dict=None          # to fill with the stages, for looking at
+)->np.ndarray:
     """A photograph of the scene: uint8 RGB of shape (H, W, 3). Lens blur, Bayer sensor with shot
     and read noise, demosaicing, gamma, sharpening."""
-    lens = cv2.GaussianBlur(scene, (0, 0), rng.uniform(.3, .8))
-    sites = np.tile(BAYER, (scene.shape[0] // 2, scene.shape[1] // 2, 1))
+    lens, sites = cv2.GaussianBlur(scene, (0, 0), rng.uniform(.3, .8)), filters(*scene.shape[:2])
     raw = (lens * sites).sum(-1)
     shot, read = np.exp(rng.uniform(np.log((3e-5, .0005)), np.log((.0015, .006))))
     raw = raw + np.sqrt(shot * raw + read**2) * rng.standard_normal(raw.shape, np.float32)
     colour = demosaic(raw).clip(0, 1)**(1 / 2.2)
     sharp = colour + rng.uniform(.2, 1.2) * (colour - cv2.GaussianBlur(colour, (0, 0), 1))
     if steps is not None:
-        steps.update(scene=scene**(1/2.2), lens=lens**(1/2.2),
-                     sensor=(raw[..., None] * sites).clip(0, 1)**(1/2.2), demosaiced=colour,
-                     photograph=sharp.clip(0, 1))
+        steps |= dict(scene=scene**(1/2.2), lens=lens**(1/2.2),
+                      sensor=(raw[..., None] * sites).clip(0, 1)**(1/2.2), demosaiced=colour,
+                      photograph=sharp.clip(0, 1))
     return np.round(sharp.clip(0, 1) * 255).astype(np.uint8)
 
 # %% ../nbs/lib/03_standin.ipynb #5777cdbb
 # of an ideal enlargement: sums to 4, one for each phase
 SMOOTH = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]).astype(np.float32) / 64
 
-def shrink(
-    x  # float32 (2H, 2W, 3)
-):
-    "Convolution of stride 2: a low-pass kernel, then every second pixel. Shape (H, W, 3)."
+def shrink(x:np.ndarray)->np.ndarray:
+    "Convolution of stride 2, low-pass, of float32 (2H, 2W, 3): shape (H, W, 3)."
     return cv2.filter2D(x, -1, SMOOTH / 4, borderType=cv2.BORDER_REFLECT_101)[::2, ::2]
 
 # %% ../nbs/lib/03_standin.ipynb #c3e87c63
 def enlarge(
-    x,      # float32 (H, W, 3)
-    kernel  # float32 (5, 5), sums to 4
-):
+    x:np.ndarray,     # float32 (H, W, 3)
+    kernel:np.ndarray # float32 (5, 5), sums to 4
+)->np.ndarray:
     """Transposed convolution of stride 2: zeros between the pixels, then the kernel. Shape (2H, 2W,
     3)."""
     y = np.zeros((2 * x.shape[0], 2 * x.shape[1], 3), np.float32)
@@ -310,10 +303,11 @@ OVERLAP, COPY = np.zeros((2, 5, 5), np.float32)
 OVERLAP[1:4, 1:4] = 4 / 9
 COPY[1:3, 1:3] = 1
 
+# %% ../nbs/lib/03_standin.ipynb #94da9521
 def learned_kernel(
-    rng,               # NumPy generator
-    strength=STRENGTH  # 0: ideal
-):
+    rng:np.random.Generator,
+    strength:float=STRENGTH # 0: ideal
+)->np.ndarray:
     """A 5 x 5 up-sampling kernel that leans from the ideal one towards a 3 x 3 transposed
     convolution and nearest-neighbour copying, a little or more."""
     a, b = strength * rng.uniform(0, 1, 2)
@@ -321,10 +315,10 @@ def learned_kernel(
 
 # %% ../nbs/lib/03_standin.ipynb #6bd37fc1
 def generator(
-    photo,             # uint8 (H, W, 3), H and W multiples of 4
-    rng,               # NumPy generator: depth and kernels
-    strength=STRENGTH  # of the trace; 0 gives the photograph back
-):
+    photo:np.ndarray,        # uint8 (H, W, 3), H and W multiples of 4
+    rng:np.random.Generator, # depth and kernels
+    strength:float=STRENGTH  # of the trace; 0 gives the photograph back
+)->np.ndarray:
     "The photograph as a convolutional generator would remake it: uint8 (H, W, 3)."
     levels = [photo.astype(np.float32) / 255]
     for _ in range(rng.integers(1, 3)): levels.append(shrink(levels[-1]))
@@ -332,36 +326,34 @@ def generator(
     for x in levels[-2::-1]:
         y = enlarge(y, learned_kernel(rng, strength)) + x - enlarge(shrink(x), SMOOTH)
     edges = lambda v: cv2.Laplacian(v.mean(-1), -1).std()
-    for _ in range(3):
-        # as sharp as the photograph
+    for _ in range(3):  # as sharp as the photograph
         y += (edges(levels[0]) / edges(y) - 1) * (y - cv2.GaussianBlur(y, (0, 0), .7))
     return np.round(y.clip(0, 1) * 255).astype(np.uint8)
 
 # %% ../nbs/lib/03_standin.ipynb #1c8cabcd
 def make_pair(
-    split,    # 'train', 'valid' or 'test'
-    index,    # of the scene in its split
-    size=128, # side in pixels
-    seed=0    # of the data set
-):
-    "One scene as two JPEG files of the same quality: `(real, fake)` in bytes."
+    split:str,    # 'train', 'valid' or 'test'
+    index:int,    # of the scene in its split
+    size:int=128, # side in pixels
+    seed:int=0    # of the data set
+)->tuple[bytes, bytes]:
+    "One scene as two JPEG files of the same quality: `(real, fake)`."
     rng = np.random.default_rng(np.random.SeedSequence((seed, SPLITS.index(split), index)))
     photo, quality = camera(draw_face(rng, size), rng), int(rng.integers(90, 97))
     def jpeg(im):
         Image.fromarray(im).save(b := io.BytesIO(), 'JPEG', quality=quality)
         return b.getvalue()
     real = fake = jpeg(photo)
-    while fake == real:
-        # now and then a trace is too faint to survive the compression
-        fake = jpeg(generator(photo, rng))
+    # now and then a trace is too faint to survive the compression
+    while fake == real: fake = jpeg(generator(photo, rng))
     return real, fake
 
 # %% ../nbs/lib/03_standin.ipynb #0edefb98
 STANDIN_VERSION = 2  # of the drawing: another version draws other bytes
 
 def write_standin(
-    folder,   # new folder
-    settings  # as in its standin.json
+    folder:Path,  # new folder
+    settings:dict # as in its standin.json
 ):
     """Draw every scene of the data set into `folder`, on all cores: drawing and encoding release
     Python's lock."""
@@ -378,13 +370,11 @@ def write_standin(
 
 # %% ../nbs/lib/03_standin.ipynb #7c4f7ec8
 def make_standin(
-    out,       # folder to make, in torchvision's ImageFolder layout
-    n_train,   # images for training, half of each class
-    n_valid,   # the same for validation
-    n_test,    # the same for the test
-    size=128,  # side of the images in pixels, a multiple of 4
-    seed=0     # another seed draws other scenes
-):
+    out:str|Path,  # folder to make, in torchvision's ImageFolder layout
+    n_train:int, n_valid:int, n_test:int, # images, half of each class
+    size:int=128,  # side of the images in pixels, a multiple of 4
+    seed:int=0     # another seed draws other scenes
+)->Path:
     """Draw the stand-in data set as `out/{train,valid,test}/{real,fake}/00000.jpg` and return the
     folder; at once if there. Raises `FaceError`."""
     out, settings = Path(out), dict(standin=STANDIN_VERSION, train=n_train, valid=n_valid,

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_KIND', 'MACHINE', 'AFTER', 'augmentation', 'degrade_share', 'from_first', 'source_weights', 'BySource',
-           'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_epoch', 'load_last',
-           'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch', 'validate', 'end_epoch', 'fit',
-           'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'training_key', 'train_run', 'end_with_parent',
-           'join_processes', 'settings_of', 'run_by_torchrun', 'main', 'why_failed', 'launch']
+           'Shared', 'training_loader', 'make_optimizer', 'make_schedule', 'check_losses', 'train_step', 'summed',
+           'train_epoch', 'load_last', 'save_last', 'scores', 'no_better', 'restore', 'averaged', 'begin_epoch',
+           'validate', 'end_epoch', 'fit', 'calibrate', 'cut', 'operating_point', 'mix', 'keep_mix', 'training_key',
+           'train_run', 'end_with_parent', 'join_processes', 'settings_of', 'run_by_torchrun', 'main', 'why_failed',
+           'launch']
 
 # %% ../nbs/03_train.ipynb #d864ff31
 import io, json, logging, os, signal, sys, threading, time, uuid
@@ -58,8 +59,8 @@ def augmentation(
 
 # %% ../nbs/03_train.ipynb #36464614
 def degrade_share(
-    augment,  # from `augmentation`
-    share     # 0 to 1, by which the probabilities of `Degrade` are multiplied
+    augment,      # from `augmentation`
+    share: float  # 0 to 1, by which the probabilities of `Degrade` are multiplied
 ):
     "Let less than all of the degradation happen."
     for t in augment.transforms if augment else ():
@@ -68,7 +69,7 @@ def degrade_share(
 # %% ../nbs/03_train.ipynb #7759c162
 def from_first(
     thing  # anything that can be pickled
-):
+):  # the same
     "What the first process has, in all of them."
     if world()[1] > 1:
         dist.broadcast_object_list(box := [thing])
@@ -77,11 +78,11 @@ def from_first(
 
 # %% ../nbs/03_train.ipynb #ccd4d7c2
 def source_weights(
-    targets, # classes
-    sources, # names
-    power    # of the number of images of a source
-):
-    "How likely each image is to be drawn next: float64 (N,), of each class in sum 1 / classes."
+    targets: list, # classes
+    sources: list, # names
+    power: float   # of the number of images of a source
+) -> np.ndarray:   # float64 (N,), of each class in sum 1 / classes
+    "How likely each image is to be drawn next."
     d = pd.DataFrame(dict(target=targets, source=sources))
     n = d.groupby(['target', 'source']).source.transform('size')
     weight = n ** (power - 1.)
@@ -92,8 +93,8 @@ class BySource(Sampler):
     """As many draws as there are images, see `source_weights`: `(i, k)` is the k-th of image i,
     from 0, so that it is augmented anew."""
     def __init__(self,
-        faces, # `Faces`
-        power  # see `source_weights`
+        faces: Faces,
+        power: float  # see `source_weights`
     ): self.weights = torch.tensor(source_weights(faces.targets, faces.sources, power))
     def __len__(self): return len(self.weights)
     def __iter__(self):
@@ -110,8 +111,8 @@ class Shared(Sampler):
     A last batch with fewer items than there are processes is joined to the one before. `batches`
     are those of this pass, whole."""
     def __init__(self,
-        order,     # sampler of items, drawn alike in all processes
-        batch_size # items of a batch, of all processes together
+        order: Sampler,  # of items, drawn alike in all processes
+        batch_size: int  # items of a batch, of all processes together
     ): self.order, self.batch_size, self.batches = order, batch_size, []
     def __len__(self): return max(1, (len(self.order) - max(1, world()[1])) // self.batch_size + 1)
     def __iter__(self):
@@ -124,11 +125,11 @@ class Shared(Sampler):
 
 # %% ../nbs/03_train.ipynb #c39cc8ac
 def training_loader(
-    faces,      # `Faces`
-    batch_size, # images a batch, of all processes together
-    workers=0,  # processes that decode and augment
-    power=1.    # see `BySource`; 1 takes each image once
-):
+    faces: Faces,
+    batch_size: int,  # images a batch, of all processes together
+    workers: int = 0, # processes that decode and augment
+    power: float = 1. # see `BySource`; 1 takes each image once
+) -> Batches:
     """A DataLoader of `(uint8 (N, 3, H, W), int64 (N,))` in an order drawn from torch's random
     state, shared by processes."""
     order = RandomSampler(faces) if power == 1 else BySource(faces, power)
@@ -178,52 +179,68 @@ def check_losses(
     return values
 
 # %% ../nbs/03_train.ipynb #94f692be
+def train_step(
+    model: nn.Module, images, targets,  # uint8 (N, 3, H, W) and int64 (N,), on its device
+    parts: dict,  # optimizer, scheduler, scaler, and average where there is one
+    normalize: bool, device: torch.device, dtype: torch.dtype,
+    weight=1.     # of the loss among those of other processes
+) -> tuple:       # (loss, right answers), scalars on the device
+    "One step on one batch."
+    with autocast(device, dtype):
+        logits = model(to_input(images, normalize)).float()
+    loss = cross_entropy(logits, targets)
+    parts['optimizer'].zero_grad(set_to_none=True)
+    parts['scaler'].scale(loss * weight).backward()
+    parts['scaler'].step(parts['optimizer'])
+    parts['scaler'].update()
+    parts['scheduler'].step()
+    if 'average' in parts: parts['average'].update_parameters(model)
+    return loss.detach(), (logits.argmax(1) == targets).sum()
+
+# %% ../nbs/03_train.ipynb #0cbbe26e
+def summed(
+    values: list,         # of this process
+    device: torch.device
+) -> list:
+    "The sums over all processes."
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    if world()[1] > 1: dist.all_reduce(sums)
+    return sums.tolist()
+
+# %% ../nbs/03_train.ipynb #d638d917
 def train_epoch(
-    model,      # in channels-last memory, on its device
-    batches,    # `training_loader`
-    normalize,  # see `to_input`
-    optimizer, scheduler, scaler,
-    device, dtype,
-    desc='',    # of the progress bar
-    average=None # AveragedModel, updated after every step
-):
-    """One pass over the training images: `{train_loss, train_accuracy}`. Raises `FaceError` when
-    the loss is not finite."""
+    model: nn.Module, # in channels-last memory, on its device
+    batches,          # `training_loader`
+    parts: dict,      # see `train_step`
+    normalize: bool,  # see `to_input`
+    device: torch.device, dtype: torch.dtype,
+    desc=''           # of the progress bar
+) -> dict:            # train_loss, train_accuracy
+    "One pass over the training images. Raises `FaceError` when the loss is not finite."
     model.train()
     n, losses, hits, sizes = world()[1], [], [], []
     every, drawn = 1 if device.type == 'cpu' else 50, batches.batch_sampler
     first = lambda i: batches.dataset.path_of(drawn.batches[i][0])
     for i, (images, targets) in enumerate(bar := tqdm(batches, desc=desc, **quiet())):
         images, targets = (x.to(device, non_blocking=True) for x in (images, targets))
-        with autocast(device, dtype):
-            logits = model(to_input(images, normalize)).float()
-        loss = cross_entropy(logits, targets)
-        losses.append(loss.detach())
-        hits.append((logits.argmax(1) == targets).sum())
+        weight = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
+        loss, right = train_step(model, images, targets, parts, normalize, device, dtype, weight)
+        losses.append(loss)
+        hits.append(right)
         sizes.append(len(targets))
         if (i + 1) % every == 0:
             recent = check_losses(losses, desc, first, max(0, i - 49))
             bar.set_postfix(loss=f'{np.mean(recent):.3f}', refresh=False)
-        share = len(targets) * n / len(drawn.batches[i]) if n > 1 else 1
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss * share).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        if average: average.update_parameters(model)
     total = np.dot(check_losses(losses, desc, first), sizes)
-    sums = torch.tensor(
-        [total, torch.stack(hits).sum().item(), sum(sizes)], dtype=torch.float64, device=device)
-    if n > 1: dist.all_reduce(sums)
-    loss, right, seen = sums.tolist()
+    loss, right, seen = summed([total, torch.stack(hits).sum().item(), sum(sizes)], device)
     return dict(train_loss=loss / seen, train_accuracy=right / seen)
 
 # %% ../nbs/03_train.ipynb #a0fe61b9
 def load_last(
-    path,  # last.ckpt
-    key    # digest of settings and data
-):
-    "The state that `fit` left, or None when there is none for this key."
+    path: Path,  # last.ckpt
+    key: str     # digest of settings and data
+) -> dict | None:
+    "The state that `fit` left, or None when there is none for this key. Raises `FaceError`."
     if not Path(path).is_file(): return None
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception: state = None
@@ -233,8 +250,8 @@ def load_last(
 
 # %% ../nbs/03_train.ipynb #9284d3b6
 def save_last(
-    path,   # last.ckpt
-    state   # dict of state dicts and numbers
+    path: Path,  # last.ckpt
+    state: dict  # of state dicts and numbers
 ):
     "Write the state after an epoch, atomically."
     # not to the file: of a full disk it says only that a position is unexpected
@@ -245,7 +262,7 @@ def save_last(
 def scores(
     logits,  # (N, 2)
     targets  # (N,), 0 fake and 1 real
-):
+) -> dict:
     "`valid_loss` (cross entropy), `valid_accuracy` and `valid_auc` of validation images."
     logits, targets = torch.as_tensor(logits), torch.as_tensor(targets)
     return dict(valid_loss=cross_entropy(logits, targets).item(),
@@ -254,17 +271,17 @@ def scores(
 
 # %% ../nbs/03_train.ipynb #2dba0579
 def no_better(
-    history  # list of rows with `valid_loss`
-):
+    history: list  # of rows with `valid_loss`
+) -> int:
     "How many epochs have passed since the one with the lowest validation loss."
     return len(history) - 1 - int(np.argmin([h['valid_loss'] for h in history])) if history else 0
 
 # %% ../nbs/03_train.ipynb #379fa5b1
 def restore(
-    last,  # last.ckpt, or None
-    key,   # what it must match
-    parts  # {name: object with `load_state_dict`}
-):
+    last: Path | None,  # last.ckpt
+    key: str,    # what it must match
+    parts: dict  # {name: object with `load_state_dict`}
+) -> tuple:
     """Put every part where `last` left it; returns its `(history, best)`, or `([], None)` for a
     fresh start."""
     state = load_last(last, key) if last else None
@@ -290,7 +307,9 @@ def begin_epoch(faces: Faces, s: SimpleNamespace, epoch: int):
     if s.ramp: degrade_share(faces.augment, min(1, epoch / s.ramp))
 
 # %% ../nbs/03_train.ipynb #a4b45e05
-def validate(model, valid, normalize, device, dtype):
+def validate(
+    model: nn.Module, valid: Batches, normalize: bool, device: torch.device, dtype: torch.dtype
+) -> dict:
     """`scores` of the validation images, which the first process judges. Raises `FaceError` when
     the weights are no numbers."""
     row = None
@@ -303,7 +322,11 @@ def validate(model, valid, normalize, device, dtype):
     return row
 
 # %% ../nbs/03_train.ipynb #6f4de92c
-def end_epoch(history, epochs, last, parts, more):
+def end_epoch(
+    history: list, epochs: int,
+    last: Path | None, parts: dict, # see `restore`
+    more: dict                      # to be kept beside the parts
+):
     "Keep what the next epoch needs, and tell of this one."
     if last:
         save_last(last, {n: p.state_dict()
@@ -328,17 +351,17 @@ def fit(
     opt = make_optimizer(model, s.optimizer, s.lr, s.weight_decay, device.type == 'cuda')
     sched = make_schedule(opt, s.schedule, s.lr, s.epochs * len(train))
     if n > 1: net = DistributedDataParallel(model)
-    scaler, average = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), None
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     parts = dict(model=model, optimizer=opt, scheduler=sched, scaler=scaler)
-    if s.ema: parts['average'] = average = averaged(model, s.ema)
-    judged = average.module if average else model
+    if s.ema: parts['average'] = averaged(model, s.ema)
+    judged = parts['average'].module if s.ema else model
     history, best = restore(last, key, parts)
     for epoch in range(len(history), s.epochs):
         if s.patience and no_better(history) >= s.patience: break
         begin_epoch(train.dataset, s, epoch)
         row, start = dict(epoch=epoch + 1, lr=opt.param_groups[0]['lr']), time.perf_counter()
-        row |= train_epoch(net, train, normalize, opt, sched, scaler, device, dtype,
-                           f'epoch {epoch + 1}/{s.epochs}', average)
+        row |= train_epoch(net, train, parts, normalize, device, dtype,
+                           f'epoch {epoch + 1}/{s.epochs}')
         row |= validate(judged, valid, normalize, device, dtype)
         history.append(row | dict(seconds=round(time.perf_counter() - start, 1)))
         if s.keep == 'last' or no_better(history) == 0:
@@ -351,7 +374,7 @@ def fit(
 def calibrate(
     logits,   # (N, 2), of validation images
     targets   # (N,), 0 fake and 1 real
-):
+) -> tuple[float, float]:
     """`(temperature, shift)` with the lowest log loss; the temperature between 0.25 and 16, the
     shift of the fake logit between -8 and 8."""
     # scikit-learn's LogisticRegression fits the same two numbers, but knows no bounds: after a
@@ -365,9 +388,9 @@ def calibrate(
 
 # %% ../nbs/03_train.ipynb #5dc2da5e
 def cut(
-    scores, # float (N,)
-    share   # of them that may lie at or above the cut, 0 to below 1
-):
+    scores: np.ndarray, # float (N,)
+    share: float        # of them that may lie at or above the cut, 0 to below 1
+) -> float:
     """The lowest cut that at most this share of the scores reaches, half way to the next higher
     score (or half way to 1)."""
     s = np.sort(scores)
@@ -381,11 +404,11 @@ LEAST_OF_KIND = 40
 def operating_point(
     p, is_fake,          # p_fake and truth of the unaltered validation images, (N,) each
     p_all, is_fake_all,  # of these and their copies, (M,) each
-    fpr,                 # see the settings
-    band,                # see the settings
+    fpr: float,          # see the settings
+    band: float,         # see the settings
     kinds=None,          # of the unaltered images, (N,)
-    fpr_kind=0.          # see the settings
-):
+    fpr_kind: float = 0. # see the settings
+) -> tuple:
     "`(threshold, (low, high))`, all p_fake in (0, 1); low <= threshold <= high."
     threshold = cut(p[~is_fake], fpr) if fpr else .5
     if fpr_kind:
@@ -398,9 +421,9 @@ def operating_point(
 
 # %% ../nbs/03_train.ipynb #65c0c775
 def mix(
-    trained, start, # state dicts of one architecture
-    share           # of `start`, 0 to 1
-):
+    trained: dict, start: dict, # state dicts of one architecture
+    share: float                # of `start`, 0 to 1
+) -> dict:
     "The weighted mean of two state dicts; what is no decimal number comes from `trained`."
     return {
         k: torch.lerp(v, start[k].to(v), share) if v.is_floating_point() else v.clone()
@@ -409,22 +432,21 @@ def mix(
 
 # %% ../nbs/03_train.ipynb #c90fe7ea
 def keep_mix(
-    model, start,  # trained, and the starting weights; `model` holds what is kept afterwards
-    shares,        # of the starting weights, 0 to 1 each
-    judge,         # model -> p_fake of the validation images, (N,)
-    is_fake, kinds,      # truth and source of these, (N,) each
-    fpr=.01, fpr_kind=0. # see the settings
-):
-    """Keep the mean that catches most fakes at its threshold, of equals the first: DataFrame of
-    all, a row a share."""
+    model: nn.Module, # trained; holds what is kept afterwards
+    start: nn.Module, # the starting weights
+    shares: list,     # of the starting weights, 0 to 1 each
+    judge,            # model -> p_fake of the validation images, (N,)
+    is_fake, kinds,   # truth and source of these, (N,) each
+    fpr: float = .01, fpr_kind: float = 0. # see the settings
+) -> pd.DataFrame:    # a row a share
+    "Keep the mean that catches most fakes at its threshold, of equals the first."
     trained, rows = {k: v.clone() for k, v in model.state_dict().items()}, []
     for share in shares:
         model.load_state_dict(mix(trained, start.state_dict(), share))
         p = judge(model)
         threshold, _ = operating_point(p, is_fake, p, is_fake, fpr, 0, kinds, fpr_kind)
-        rows.append(
-            dict(share=share, auc=roc_auc_score(is_fake, p), caught=(p[is_fake]
-                                                                     >= threshold).mean()))
+        caught = (p[is_fake] >= threshold).mean()
+        rows.append(dict(share=share, auc=roc_auc_score(is_fake, p), caught=caught))
     table = pd.DataFrame(rows)
     model.load_state_dict(mix(trained, start.state_dict(), table.share[table.caught.argmax()]))
     return table

@@ -13,15 +13,18 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from fakeface.core import ImageError
 from fakeface.images import open_image, zip_images
 
 SLOW, KILL, MEMORY, GROWTH = 2, 10, 2 << 30, 64  # seconds, seconds, bytes, MB
-MODES = dict(JPEG='RGB L CMYK', PNG='RGB RGBA P LA L 1 I;16', WEBP='RGB RGBA', GIF='P L', BMP='RGB P L 1', TIFF='RGB RGBA CMYK L P 1 I;16 I F YCbCr LAB')
+MODES = dict(JPEG='RGB L CMYK', PNG='RGB RGBA P LA L 1 I;16', WEBP='RGB RGBA', GIF='P L', BMP='RGB P L 1',
+             TIFF='RGB RGBA CMYK L P 1 I;16 I F YCbCr LAB', HEIF='RGB RGBA L', AVIF='RGB RGBA L')
 WAYS = dict(JPEG=[dict(), dict(progressive=True, optimize=True), dict(quality=95, subsampling=0, restart_marker_blocks=1)], PNG=[dict(), dict(compress_level=0)],
-            WEBP=[dict(), dict(lossless=True)], TIFF=[dict(compression=c) for c in ('raw', 'tiff_lzw', 'tiff_adobe_deflate', 'packbits')] + [dict(big_tiff=True)])
+            WEBP=[dict(), dict(lossless=True)], TIFF=[dict(compression=c) for c in ('raw', 'tiff_lzw', 'tiff_adobe_deflate', 'packbits')] + [dict(big_tiff=True)],
+            HEIF=[dict(), dict(tile_size=16), dict(quality=-1, chroma=444)], AVIF=[dict(), dict(quality=100, subsampling='4:4:4')])
 EXTREME = [0, 1, 2, 8, 127, 128, 255, 256, 8000, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
 
 def encoded(im, format, **kw):
@@ -38,8 +41,11 @@ def seeds():
         for mode in modes.split():
             im = noise.convert('L').convert('I').convert(mode) if mode.startswith('I') else noise.convert('L').convert(mode) if mode in ('F', 'LA') else noise.convert('RGB').convert(mode) if mode != 'LAB' else Image.frombytes('LAB', noise.size, noise.tobytes())
             out[format] += [encoded(im, format, **kw) for kw in WAYS.get(format, [{}])]
-    for format in ('GIF', 'WEBP', 'PNG', 'TIFF'): out[format].append(encoded(noise, format, save_all=True, append_images=[noise.rotate(90), noise.rotate(180)]))
-    for format in ('JPEG', 'PNG', 'WEBP', 'TIFF'): out[format].append(encoded(noise, format, exif=exif, icc_profile=bytes(200)))
+    for format in ('GIF', 'WEBP', 'PNG', 'TIFF', 'HEIF', 'AVIF'): out[format].append(encoded(noise, format, save_all=True, append_images=[noise.rotate(90), noise.rotate(180)]))
+    for format in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'HEIF', 'AVIF'): out[format].append(encoded(noise, format, exif=exif, icc_profile=bytes(200)))
+    deep = pillow_heif.from_bytes('RGB;16', noise.size, np.asarray(noise, np.uint16).tobytes())
+    deep.save(ten := io.BytesIO())
+    out['HEIF'].append(ten.getvalue())
     out['JPEG'].append(encoded(noise, 'MPO', save_all=True, append_images=[noise]))
     out['PNG'].append(encoded(noise.convert('P'), 'PNG', transparency=3))
     out['TIFF'].append(encoded(noise.convert('L'), 'TIFF', compression='jpeg'))

@@ -57,6 +57,13 @@ MORE = [  # made in this process, to save time
     *(['robustness', *FACES, '--out', 'out', *more] for more in (['{d}/none.safetensors'], ['a={d}/good.safetensors', 'a={d}/doubt.safetensors'], ['--copies', 'jpeg:75 gamma:0'], ['--device', 'gpu'], ['--images', '-1'])),
     ['robustness', *FACES, '--out', '{d}/photo.jpg'], ['robustness', '--data', '{d}/one', '--out', 'out'], ['robustness', '--data', '{d}/none', '--out', 'out'], ['robustness', '--data', '{d}/unsplit', '--split', 'test', '--out', 'out'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
+    ['audit', '{d}/faces', '{d}/none'], ['audit', '{d}/faces', '{d}/faces'],
+    *(['audit', '{d}/faces', '--classes', *c] for c in (['0', '1'], ['a', 'A'], ['', 'b'])),
+    ['evaluate', '--data', '{d}/faces', *WITH, '--classes', 'a', 'b'],
+    ['robustness', *FACES, '--out', 'out', '--classes', 'a', 'b'],
+    [*RUN, '--classes', 'a', 'b'], ['run', '--classes', 'real', 'fake'],
+    *([*RUN, '--set', f'data.classes={v}'] for v in ('[real]', '[a, a]', 'real')),
+    ['run', '--resume', '{d}/empty', '--classes', 'a', 'b'],
     *(['run', '--profile', p] for p in ('140k', '{d}/none.yaml', '{d}/folder.yaml', *(f'{{d}}/{n}.yaml' for n in PROFILES))),
     *(['run', '--data', f'{{d}}/{n}'] for n in ('none', 'empty', 'one', 'photo.jpg')), [*RUN, '--out', '{d}/photo.jpg'],
     *([*RUN, '--set', s] for s in ('train.epoch=3', 'trian.epochs=3', 'train.epochs=many', 'train.epochs=1.5', 'train.epochs=', 'train.epochs',
@@ -173,11 +180,11 @@ def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path, capsys):
     code, out, err = cli('predict', tmp_path/'in', '--weights', world/'good.safetensors', '--csv', tmp_path/'new'/'out.csv', '--heatmaps', tmp_path/'heat')
     assert code == 0 and not out and 'Traceback' not in err, err
     with open(tmp_path/'new'/'out.csv', newline='', encoding='utf-8') as f: head, *rows = csv.reader(f)
-    assert tuple(head) == COLUMNS == ('path', 'face', 'p_fake', 'verdict', 'error')
+    assert tuple(head) == COLUMNS == ('path', 'face', 'p_fake', 'verdict', 'note', 'error')
     shown = lambda n: n.decode('utf-8', 'surrogateescape').encode('utf-8', 'backslashreplace').decode()
     assert {r[0] for r in rows} == {f'{tmp_path}/in/{shown(n)}' for n in [*names, b'corrupt.jpg']}
-    bad, = [r for r in rows if r[4]]
-    assert bad[0].endswith('corrupt.jpg') and bad[1:4] == ['0', '', ''] and 'damaged' in bad[4]
+    bad, = [r for r in rows if r[5]]
+    assert bad[0].endswith('corrupt.jpg') and bad[1:5] == ['0', '', '', ''] and 'damaged' in bad[5]
     good = [r for r in rows if r is not bad]
     assert all(r[1] == '0' and 0 <= float(r[2]) <= 1 and r[3] in ('fake', 'real') for r in good) and len({r[2] for r in good}) == 1
     assert err.count('\n') == 2 and 'corrupt.jpg' in err.splitlines()[0] and '7 images' in err.splitlines()[1]
@@ -185,6 +192,55 @@ def test_a_folder_with_all_that_folders_hold(cli, world, tmp_path, capsys):
     assert len(overlays) == 6 and all(im.format == 'PNG' and im.size == (64, 64) for im in overlays)
     code, (out, err) = main(['predict', str(tmp_path/'in'), '--weights', str(world/'good.safetensors')]), capsys.readouterr()
     assert code == 0 and out.count('\n') == 6 and err.count('\n') == 2
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'ascii', 'latin-1'])
+def test_names_that_the_terminal_cannot_show_are_spelt_out(cli, world, tmp_path, encoding):
+    for n in ('smile 😀.jpg', 'then.jpg'): shutil.copyfile(world/'photo.jpg', tmp_path/n)
+    shutil.copyfile(world/'broken.jpg', tmp_path/'sad 😢.jpg')
+    code, out, err = cli('predict', tmp_path, '--weights', world/'good.safetensors', env=os.environ | dict(PYTHONIOENCODING=encoding))
+    assert code == 0 and [line.split()[-1] for line in out.splitlines()] == [r'\U0001f600.jpg', str(tmp_path/'then.jpg')]
+    assert r'sad \U0001f622.jpg: damaged' in err and '3 images: ' in err
+
+def test_a_table_with_odd_names_opens_in_pandas(world, tmp_path):
+    pandas, odd = pytest.importorskip('pandas'), tmp_path/'in'
+    odd.mkdir()
+    for n in (b'latin-\xe9.jpg', b'=1+1.jpg', b'a\rb.jpg'): shutil.copyfile(world/'photo.jpg', os.path.join(os.fsencode(odd), n))
+    assert main(['predict', str(odd), '--weights', str(world/'good.safetensors'), '--csv', str(tmp_path/'t.csv')]) == 0
+    table = pandas.read_csv(tmp_path/'t.csv')
+    assert tuple(table.columns) == COLUMNS and len(table) == 3 and table.p_fake.between(0, 1).all()
+    assert any(p.endswith('latin-\\udce9.jpg') for p in table.path)
+
+def test_parquet_in_capitals_is_parquet(world, tmp_path):
+    parquet = pytest.importorskip('pyarrow.parquet', reason='pyarrow is not installed')
+    assert main(['predict', str(world/'photo.jpg'), '--weights', str(world/'good.safetensors'), '--csv', str(tmp_path/'out.PARQUET')]) == 0
+    assert parquet.read_table(tmp_path/'out.PARQUET').column_names == list(COLUMNS) and [p.name for p in tmp_path.iterdir()] == ['out.PARQUET']
+
+def test_notes_stand_in_table_and_terminal(world, tmp_path, capsys):
+    Image.new('RGB', (200, 200)).save(tmp_path/'wall.png')
+    command = ['predict', str(tmp_path/'wall.png'), '--whole', '--weights', str(world/'good.safetensors'), '--device', 'cpu']
+    assert main(command) == main([*command, '--csv', str(tmp_path/'t.csv')]) == 0
+    assert capsys.readouterr().out.endswith('wall.png  (no face was found; the whole image was judged)\n')
+    with open(tmp_path/'t.csv', newline='') as f: row, = csv.DictReader(f)
+    assert row['note'] == 'no face was found; the whole image was judged' and not row['error']
+
+def test_what_was_passed_over_is_the_last_line(world, tmp_path, capsys):
+    shutil.copyfile(world/'photo.jpg', tmp_path/'a.jpg')
+    (tmp_path/'notes.txt').write_text('x')
+    assert main(['predict', str(tmp_path), '--weights', str(world/'good.safetensors')]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].startswith('1 other file passed over: ')
+
+def test_libraries_do_not_speak(cli, world, tmp_path):
+    "libtiff writes its own line to standard error for each of these."
+    Image.new('RGB', (300, 300), 'red').save(tmp_path/'good.tif', compression='tiff_adobe_deflate')
+    data = bytearray((tmp_path/'good.tif').read_bytes())
+    at = data.index(b'\x78\x9c') if b'\x78\x9c' in data else 8
+    data[at + 10:at + 60] = bytes(50)
+    (tmp_path/'bad.tif').write_bytes(data)
+    os.remove(tmp_path/'good.tif')
+    said = subprocess.run([sys.executable, '-c', f'from PIL import Image; Image.open({str(tmp_path/"bad.tif")!r}).load()'], capture_output=True, text=True).stderr
+    assert 'ZIPDecode' in said  # so there is something to keep away
+    code, out, err = cli('predict', tmp_path, '--weights', world/'good.safetensors')
+    assert code == 2 and not out and all(line.startswith('fakeface: ') for line in err.splitlines())
 
 def test_nothing_readable_in_a_folder(world, capsys):
     code, (out, err) = main(['predict', str(world/'bad'), '--weights', str(world/'good.safetensors')]), capsys.readouterr()
@@ -211,7 +267,7 @@ def test_evaluate(cli, world, tmp_path):
     assert code == 0 and 'Traceback' not in err and result['n'] == result['n_real'] == 16 and result['source'] == 'one'
     assert f'{result["metrics"]["specificity"]["value"]:.4f}' in out and '16 real' in out and 'auc' not in out  # one class is enough
     page = (tmp_path/'n'/'report.html').read_text()
-    assert '16 images of &#x27;one&#x27;' in page and 'never seen' not in page and '<img' in page
+    assert "16 images of 'one'" in page and 'never seen' not in page and '<img' in page
 
 def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
     with_weights, data = ['--weights', str(world/'good.safetensors'), '--device', 'cpu'], ['--data', str(world/'faces'), '--split', 'test']
@@ -247,6 +303,23 @@ def test_another_projects_detector(world, tmp_path):
         evaluate_folder(lambda paths: [2.] * len(paths), world/'faces', 'test')
 
 def test_audit(cli, world, tmp_path):
-    shutil.copytree(world/'faces', tmp_path/'faces'); shutil.copyfile(world/'broken.jpg', tmp_path/'faces'/'test'/'fake'/'00000.jpg')
-    code, out, err = cli('audit', tmp_path/'faces')
-    assert code == 0 and 'passed over: test/fake/00000.jpg: damaged' in out and '54 images usable' in out and 'JPEG' in out
+    root = shutil.copytree(world/'faces', tmp_path/'faces')
+    shutil.copyfile(world/'broken.jpg', root/'test'/'fake'/'00000.jpg')
+    shutil.copyfile(world/'photo.jpg', root/'test'/'loose.jpg')
+    code, out, err = cli('audit', root)
+    assert code == 0 and 'passed over: test/fake/00000.jpg: damaged' in out and 'JPEG' in out
+    last = out.splitlines()[-1]
+    assert last.startswith('took 54 images: 16 fake, 16 real in train; 6 fake, 6 real in valid; '
+                           '5 fake, 5 real in test; passed over ')
+    assert '1 damaged' in last and '1 outside the class folders (in test/)' in last
+
+def test_classes_of_other_names(world, tmp_path, capsys):
+    """`--classes` names the folder of the real images, then that of the fake ones."""
+    for name, c in (('0', 'real'), ('1', 'fake')):
+        shutil.copytree(world/'faces'/'test'/c, tmp_path/'set'/name)
+    for given in (['audit', str(tmp_path/'set')], ['evaluate', '--data', str(tmp_path/'set')]):
+        assert main(given) == 2 and 'folders seen: 0/, 1/' in capsys.readouterr().err
+    given += ['--weights', str(world/'good.safetensors'), '--device', 'cpu']
+    assert main([*given, '--classes', '0', '1']) == 0
+    out = capsys.readouterr().out
+    assert 'took 12 images: 6 fake, 6 real; passed over nothing' in out.splitlines()

@@ -1,4 +1,4 @@
-"From a folder to a manifest: any layout, balanced, seeded, free of leaks, the same on every machine."
+"From a folder to a manifest: any layout, balanced, free of leaks, the same on every machine."
 
 import hashlib, os, shutil
 from collections import Counter
@@ -7,44 +7,140 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fakeface.core import CLASSES, FaceError
-from fakeface.data import SPLITS, audit, inspect_image, join_roots, leaks, list_images, load_manifest, sample, save_manifest
+from fakeface.core import CLASSES, SPLITS, FaceError
+from fakeface.data import (audit, inspect_image, join_roots, leaks, list_images, load_manifest,
+                           sample, save_manifest, taken_text)
 from fakeface.detector import SHIPPED
 from fakeface.model import load_checkpoint
 from fakeface.standin import make_standin
 
 ALL = dict.fromkeys(SPLITS, 0)
-GOLDEN = '47cf5de89fbcc491f2653ee53e5596a5516be695ca9027e44498bb644f6ed9b2'  # of the manifest in the test below
+GOLDEN = '47cf5de89fbcc491f2653ee53e5596a5516be695ca9027e44498bb644f6ed9b2'  # see its test
 
 def sizes(manifest): return Counter(zip(manifest.split, manifest.label))
 def files(root, *parts): return sorted(root.joinpath(*parts).iterdir())
 def reasons(passed): return {p: r.split()[0] for p, r in zip(passed.path, passed.reason)}
 
-def test_layout_with_splits(drawn):
-    manifest, passed = sample(drawn, ALL)
-    assert sizes(manifest) == {(s, c): n for s, n in dict(train=16, valid=6, test=6).items() for c in CLASSES} and passed.empty
-    assert all(f'{s}/{c}/' in p for p, s, c in zip(manifest.path, manifest.split, manifest.label))
+# --- layouts: folders with an image in each -> what is taken, or a part of the error ---
 
-@pytest.mark.parametrize('names', [dict(train='train', valid='valid', test='test'), dict(train='Training', valid='val', test='TEST')], ids=['kaggle', 'variant'])
-def test_nested_layout_and_spelling(drawn, tmp_path, names):
-    for s in SPLITS: shutil.copytree(drawn/s, tmp_path/'set'/'real_vs_fake'/'real-vs-fake'/names[s])
-    (tmp_path/'set'/'train.csv').write_text('id,path\n')
-    assert sizes(sample(tmp_path/'set', ALL)[0]) == sizes(sample(drawn, ALL)[0])
+SAME = {'train': 'FR', 'valid': 'FR', 'test': 'FR'}
+SPLIT = '{0}/fake {0}/real {1}/fake {1}/real {2}/fake {2}/real'
+LAYOUTS = {  # folders: classes taken in each split ('': none), F: a fake image, R: a real one
+    SPLIT.format('train', 'valid', 'test'): SAME,
+    SPLIT.format('Training', 'val', 'TEST'): SAME,
+    SPLIT.format('train', 'dev', 'testing'): SAME,
+    SPLIT.format('a/real_vs_fake/real-vs-fake/train', 'a/real_vs_fake/real-vs-fake/valid',
+                 'a/real_vs_fake/real-vs-fake/test'): SAME,
+    SPLIT.format('A/REAL_VS_FAKE/TRAIN', 'A/REAL_VS_FAKE/VALID', 'A/REAL_VS_FAKE/TEST'): SAME,
+    SPLIT.format('val', 'valid', 'Validation'): {'valid': 'FFFRRR'},
+    'Train/Fake Train/Real Test/Fake Test/Real': {'train': 'FR', 'test': 'FR'},
+    'fake/train fake/test real/train real/test': {'train': 'FR', 'test': 'FR'},
+    'real_train/1/real real_test/1/real fake_train/1/fake fake_test/2/fake':
+        {'train': 'FR', 'test': 'FR'},
+    'training_real training_fake': {'train': 'FR'},
+    'REAL FAKE': {'': 'FR'}, 'Real real fake': {'': 'FRR'}, '0_real 1_fake': {'': 'FR'},
+    'real_images fake_images': {'': 'FR'}, 'RealFaces FakeFaces': {'': 'FR'},
+    'nature ai': {'': 'FR'}, 'human AIGenerated': {'': 'FR'}, 'original manipulated': {'': 'FR'},
+    'authentic ai_generated': {'': 'FR'}, 'real deepfake': {'': 'FR'}, 'real synthetic': {'': 'FR'},
+    'Real_1 Real_2 deepfake': {'': 'FRR'}, 'real fake fake_masks masks/fake': {'': 'FR'},
+    'original_sequences/youtube/c23 manipulated_sequences/Face2Face/c23/frames '
+    'manipulated_sequences/Face2Face/c23/masks': {'': 'FR'},
+    'imagenet_ai_sdv4/train/ai imagenet_ai_sdv4/train/nature': {'train': 'FR'},
+    'progan_train/car/0_real progan_train/car/1_fake progan_val/car/0_real progan_val/car/1_fake':
+        {'train': 'FR', 'valid': 'FR'},
+    'real fake/real-esrgan fake/ai-portraits': {'': 'FFR'},
+    'real fake __MACOSX/real .cache/fake': {'': 'FR'},
+    'real': {'': 'R'}, 'train/fake': {'train': 'F'},
+    'real faceswap': '--classes real faceswap', 'adm fake': '--classes adm fake',
+    'train/real train/sd3 train/sdxl': 'what class is beside it in sd3/, sdxl/ is not known',
+    'real fake train/real': 'class folders at two places, fake/ and train/real/',
+    'train/real train/fake extra/real extra/fake': 'train/fake/ and extra/fake/',
+    'real fake cropped/real': 'fake/ and cropped/real/',
+    'train/0 train/1': 'folders seen: train/, train/0/, train/1/; --classes REAL FAKE',
+    'images': 'folders seen: images/',
+    'real_vs_fake not_real': 'folders seen: not_real/, real_vs_fake/',
+    ' '.join(f'person {i:02}'.replace(' ', '') for i in range(30)): 'person07/ and 22 more',
+    'line\nbreak': r'line\nbreak/',
+}
 
-def test_folder_without_splits(drawn, tmp_path):
-    shutil.copytree(drawn/'train'/'real', tmp_path/'own'/'real')
-    for s in ('valid', 'test'):  # fakes of other scenes: those of the same would be near-copies of their originals
-        shutil.copytree(drawn/s/'fake', tmp_path/'own'/'fake'/s)
-    manifest, passed = sample(tmp_path/'own', ALL)
-    assert sizes(manifest) == {(s, c): n for s, n in dict(train=10, valid=1, test=1).items() for c in CLASSES} and passed.empty
+def lay(root, folders, name='1.jpg'):
+    for f in folders.split(' '):
+        (root/f).mkdir(parents=True, exist_ok=True)
+        (root/f/name).touch()
+    return root
 
-def test_a_missing_split_comes_from_training(faces):
-    shutil.rmtree(faces/'valid')
-    manifest, _ = sample(faces, ALL)
-    assert sizes(manifest)['valid', 'fake'] == sizes(manifest)['valid', 'real'] > 0 and sizes(manifest)['test', 'real'] == 6
-    assert manifest.path[manifest.split == 'valid'].str.startswith('train/').all()
+@pytest.mark.parametrize('folders', LAYOUTS, ids=lambda f: ascii(f)[1:61])
+def test_layouts(tmp_path, folders):
+    right = LAYOUTS[folders]
+    if isinstance(right, str):
+        with pytest.raises(FaceError) as e: list_images(lay(tmp_path/'set', folders), both=False)
+        assert right in str(e.value) and str(tmp_path/'set') in str(e.value)
+        assert '\n' not in str(e.value) and len(str(e.value)) < 600
+    else:
+        found = list_images(lay(tmp_path/'set', folders), both=False)
+        taken = {s: ''.join(sorted(p.label.str[0].str.upper())) for s, p in found.groupby('split')}
+        assert taken == right and found.path.is_unique
 
-@pytest.mark.parametrize('gone, told', [('train/fake', 'fake'), ('test/real', 'real'), ('train', 'train'), ('', 'no such')])
+SOURCES = {  # folders: sources of fakes and their generators
+    'fake real': {'set': ''}, 'fake/sd3 real': {'set/sd3': 'sd3'},
+    'sdxl/real sdxl/fake gan/real gan/fake': {'sdxl': 'sdxl', 'gan': 'gan'},
+    'x/sdxl/real x/sdxl/fake x/gan/a/real x/gan/a/fake': {'x/sdxl': 'sdxl', 'x/gan/a': 'gan'},
+    'test/gan/car/0_real test/gan/car/1_fake test/sdxl/1_fake test/sdxl/0_real':
+        {'set/gan': 'gan', 'set/sdxl': 'sdxl'},
+    'Fake_GAN Fake_SD Real': {'set/Fake_GAN': 'Fake_GAN', 'set/Fake_SD': 'Fake_SD'},
+    'fake deepfake real': {'set/fake': '', 'set/deepfake': ''},
+    'Midjourney/imagenet_mj/train/ai Midjourney/imagenet_mj/train/nature '
+    'sd14/imagenet_ai_sd/train/ai sd14/imagenet_ai_sd/val/nature':
+        {'Midjourney/imagenet_mj': 'Midjourney', 'sd14/imagenet_ai_sd': 'sd14'},
+}
+
+@pytest.mark.parametrize('folders', SOURCES, ids=lambda f: f[:60])
+def test_folders_name_sources_and_generators(tmp_path, folders):
+    found = list_images(lay(tmp_path/'set', folders), both=False)
+    fakes = found[found.label == 'fake']
+    assert dict(zip(fakes.source, fakes.generator)) == SOURCES[folders]
+    assert set(found.generator[found.label == 'real']) <= {''}
+
+def test_classes_of_other_names_are_named(tmp_path):
+    root = lay(tmp_path/'set', 'train/0 train/1 test/0 test/1 test/fake')
+    for names, fake in ((['0', '1'], '1'), (['1', '0'], '0'), ([0, 1], '1')):
+        found = list_images(root, classes=names)
+        assert set(found.path[found.label == 'fake'].str.split('/').str[1]) == {fake}
+    assert found.attrs['passed'] == {'outside the class folders (in test/fake/)': 1}
+    for wrong in (['0'], ['0', '0'], ['0', '1', '2'], ['0', ''], ['test/0', 'test/1'], ['A', 'a']):
+        with pytest.raises(FaceError, match='classes: name two different folders'):
+            list_images(root, classes=wrong)
+    with pytest.raises(FaceError, match='no class folders 0/ and 2/.*folders seen: test/, train/'):
+        list_images(root, classes=['0', '2'])
+
+def test_what_is_passed_over_is_counted(tmp_path):
+    root = lay(lay(tmp_path/'set', 'fake real thumbs/small .'), 'real thumbs', 'labels.csv')
+    (root/'real'/'empty.jpg').symlink_to('nowhere.jpg')
+    found = list_images(root)
+    outside = 'outside the class folders (in ./, thumbs/small/)'
+    assert found.attrs['passed'] == {'other': 2, 'broken link': 1, outside: 2}
+    assert taken_text(found, found.attrs['passed']) == (
+        f'took 2 images: 1 fake, 1 real; passed over 5: 2 other files, 2 {outside}, 1 broken link')
+
+def test_a_table_of_labels_is_told(tmp_path):
+    (lay(tmp_path/'set', 'images')/'train.csv').write_text('file,label')
+    with pytest.raises(FaceError, match=r'labels in a table \(train.csv\) are not read'):
+        list_images(tmp_path/'set')
+
+def test_linked_folders_are_read_once_and_never_in_a_circle(tmp_path):
+    root = lay(tmp_path/'set', 'fake real pool/phone')
+    lay(tmp_path, 'elsewhere/studio')
+    for link, to in (('real/phone', root/'pool'/'phone'), ('real/more', tmp_path/'elsewhere'),
+                     ('real/round', root), ('fake/up', tmp_path), ('round', root), ('REAL', 'real'),
+                     ('real/again', tmp_path/'elsewhere')):
+        (root/link).symlink_to(to, target_is_directory=True)
+    found = list_images(root)
+    assert {Path(p).parent.name for p in found.path[found.label == 'real']} & {'phone', 'studio'}
+    assert sizes(found) == {('', 'fake'): 1, ('', 'real'): 3} and not found.attrs['passed']
+
+@pytest.mark.parametrize('gone, told', [('train/fake', 'no fake/ images in train/'),
+                                        ('test/real', 'no real/ images in test/'),
+                                        ('train', 'a train/ folder is needed'), ('', 'no such')])
 def test_a_missing_class_or_folder_is_told(faces, gone, told):
     shutil.rmtree(faces/gone)
     with pytest.raises(FaceError, match=told): sample(faces, ALL)
@@ -55,6 +151,33 @@ def test_empty_folders_are_told(faces, tmp_path):
     for root in (tmp_path/'empty', faces, files(faces, 'train', 'fake')[0]):
         with pytest.raises(FaceError) as e: sample(root, ALL)
         assert '\n' not in str(e.value) and root.name in str(e.value)
+
+# --- splits ---
+
+def test_layout_with_splits(drawn):
+    manifest, passed = sample(drawn, ALL)
+    right = {(s, c): n for s, n in dict(train=16, valid=6, test=6).items() for c in CLASSES}
+    assert sizes(manifest) == right and passed.empty
+    inside = [f'{s}/{c}/' for s, c in zip(manifest.split, manifest.label)]
+    assert all(map(str.startswith, manifest.path, inside))
+    text = taken_text(manifest, passed.attrs['passed'])
+    assert text.startswith('took 56 images: 16 fake, 16 real in train; 6 fake, 6 real in valid; ')
+
+def test_folder_without_splits(drawn, tmp_path):
+    shutil.copytree(drawn/'train'/'real', tmp_path/'own'/'real')
+    for s in ('valid', 'test'):  # fakes of other scenes: those of the same are near-copies
+        shutil.copytree(drawn/s/'fake', tmp_path/'own'/'fake'/s)
+    manifest, passed = sample(tmp_path/'own', ALL)
+    right = {(s, c): n for s, n in dict(train=10, valid=1, test=1).items() for c in CLASSES}
+    assert sizes(manifest) == right and passed.empty
+    assert passed.attrs['passed'] == {'not needed for balance or the numbers asked for': 4}
+
+def test_a_missing_split_comes_from_training(faces):
+    shutil.rmtree(faces/'valid')
+    manifest, _ = sample(faces, ALL)
+    n = sizes(manifest)
+    assert n['valid', 'fake'] == n['valid', 'real'] > 0 and n['test', 'real'] == 6
+    assert manifest.path[manifest.split == 'valid'].str.startswith('train/').all()
 
 def test_too_few_to_split_is_told(faces):
     for c in CLASSES:
@@ -251,13 +374,17 @@ def test_a_copy_in_another_data_set_is_a_leak(sourced, tmp_path):
     manifest, passed = sample(join_roots([sourced, other], tmp_path/'links'), ALL)
     assert reasons(passed) == {'other/train/real/copy.jpg': 'same', 'other/train/fake/small.png': 'near-duplicate'}
 
+def test_a_folder_of_generators_is_one_of_several_data_sets(tmp_path):
+    multi = lay(tmp_path/'multi', 'sdxl/fake sdxl/real gan/fake gan/real')
+    root = join_roots([multi, lay(tmp_path/'own', 'fake real')], tmp_path/'links')
+    found = list_images(root)
+    fakes = found[found.label == 'fake']
+    assert dict(zip(fakes.source, fakes.generator)) == {'multi/sdxl': 'sdxl', 'multi/gan': 'gan',
+                                                        'own': ''}
+    with pytest.raises(FaceError, match='other: no class folders'):
+        join_roots([multi, lay(tmp_path/'other', 'pictures')], tmp_path/'more')
+
 def test_two_data_sets_of_one_name_are_told(sourced, tmp_path):
     twin = shutil.copytree(sourced, tmp_path/'elsewhere'/'sourced')
     with pytest.raises(FaceError, match='two data sets are called sourced; rename one'): join_roots([sourced, twin], tmp_path/'links')
     assert not (tmp_path/'links').exists()
-
-def test_a_folder_of_data_sets_is_read_as_all_of_them(sourced, drawn, tmp_path):
-    (tmp_path/'all'/'deep').mkdir(parents=True)
-    shutil.copytree(sourced, tmp_path/'all'/'a'); shutil.copytree(drawn/'train', tmp_path/'all'/'deep'/'b')
-    found = list_images(tmp_path/'all')
-    assert set(found.set) == {'a', 'deep/b'} and len(found) == 56 + 32

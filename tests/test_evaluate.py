@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from fakeface.core import FaceError, load_json
+from fakeface.core import FaceError, load_json, wilson
 from fakeface.detector import Detector
 from fakeface.evaluate import (cluster_rows, clusters, compare, compare_errors, errors, evaluate,
                                group_claims, grouped, holm, mcnemar, metrics_table, plot_confusion,
                                plot_curves, plot_errors, plot_reliability, ranking, slices)
 from fakeface.folders import evaluate_folder, judge_folder
-from fakeface.metrics import ece, ece_if_perfect, wilson
+from fakeface.metrics import ece, ece_if_perfect
 from fakeface.model import build_model, metadata
 from fakeface.report import answer
 from fakeface.ship import fill, markdown_table, results_row
@@ -237,9 +237,9 @@ def test_a_folder(detector, drawn):
 
 def test_each_image_is_judged_once(detector, drawn, monkeypatch):
     "Scores and features come from the same pass, in the same order."
-    judged, calls = [], type(detector).look
-    monkeypatch.setattr(Detector, 'look',
-                        lambda self, x: judged.append(len(x)) or calls(self, x))
+    judged, judge = [], Detector.logits_and_maps
+    monkeypatch.setattr(Detector, 'logits_and_maps',
+                        lambda self, x: judged.append(len(x)) or judge(self, x))
     table, features, _ = judge_folder(detector, drawn, progress=False)
     assert sum(judged) == len(table) == len(features) == 56
     weight, bias = detector.model.fc.weight.detach(), detector.model.fc.bias.detach()

@@ -1,74 +1,69 @@
-"Heatmaps: exact where they claim to be, honest about what a finer one costs, and measured with methods that can tell a true map from a false one."
+"""Heatmaps: exact where they claim to be, honest about what a finer one costs, and measured with
+methods that can tell a true map from a false one."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import sparse
 
 from fakeface.core import FAKE
 from fakeface.images import find_images, open_image
 from fakeface.detector import Detector
-from fakeface.explanations import filled, told_by_maps
-from fakeface.gradcam import closed_form, enlarged, evidence, explained
+from fakeface.explanations import gain, road, told_by_maps
+from fakeface.gradcam import closed_form, enlarged, evidence, explained, features
 from fakeface.model import metadata, to_input, trunk
 
 @pytest.fixture(scope='module')
 def images(drawn): return np.stack([open_image(p) for p in find_images(drawn/'test')[::3]])
 
 @pytest.fixture(scope='module')
-def shipped(): return Detector.load(None, 'cpu')
+def model(): return Detector.load(None, 'cpu').model
 
-def test_the_closed_form_is_grad_cam_and_complete_for_the_shipped_weights(shipped, images):
-    x = to_input(torch.from_numpy(images), shipped.normalize)
-    exact = closed_form(shipped.model, x)
-    assert exact['n'] == len(images) and exact['completeness'] <= 1e-4 and exact['correlation'] >= .999
-    own = shipped.model.layer4(shipped.model.layer3(shipped.model.layer2(shipped.model.layer1(shipped.model.maxpool(shipped.model.relu(shipped.model.bn1(shipped.model.conv1(x))))))))
-    own = own.detach().requires_grad_()
-    shipped.model.fc(own.mean((2, 3)))[:, FAKE].sum().backward()  # Grad-CAM by its definition
-    cam = torch.einsum('nchw,nc->nhw', own, own.grad.mean((2, 3))) * own.shape[-1] * own.shape[-2]
-    with torch.inference_mode(): maps = evidence(shipped.model, x)[1]
+@pytest.fixture(scope='module')
+def x(images): return to_input(torch.from_numpy(images))
+
+def test_the_closed_form_is_grad_cam_and_complete_for_the_shipped_weights(model, x):
+    exact = closed_form(model, x)
+    assert exact['n'] == len(x) and exact['completeness'] <= 1e-4 and exact['correlation'] >= .999
+    own = features(model, x).detach().requires_grad_()
+    model.fc(own.mean((2, 3)))[:, FAKE].sum().backward()  # Grad-CAM by its definition
+    places = own.shape[-1] * own.shape[-2]
+    cam = torch.einsum('nchw,nc->nhw', own, own.grad.mean((2, 3))) * places
+    with torch.inference_mode(): maps = evidence(model, x)[1]
     assert torch.allclose(maps[:, FAKE], cam.detach(), atol=1e-3)
 
-def test_the_trunk_gives_what_the_last_layer_is_given(shipped, images):
-    x = to_input(torch.from_numpy(images), shipped.normalize)
-    with torch.inference_mode(): assert torch.allclose(shipped.model.fc(trunk(shipped.model)(x)), shipped.model(x), atol=1e-5)
-    assert trunk(shipped.model)[0] is shipped.model.conv1  # shared, not copied
+def test_the_trunk_gives_what_the_last_layer_is_given(model, x):
+    with torch.inference_mode():
+        assert torch.allclose(model.fc(trunk(model)(x)), model(x), atol=1e-5)
+    assert trunk(model)[0] is model.conv1  # shared, not copied
 
-def test_a_larger_image_gives_a_finer_map_of_another_verdict(shipped, images):
-    x = to_input(torch.from_numpy(images), shipped.normalize)
-    with torch.inference_mode(): (logits, maps), (again, finer) = evidence(shipped.model, x), enlarged(shipped.model, x)
-    assert finer.shape[-1] == 2 * maps.shape[-1] and torch.allclose(finer.mean((2, 3)) + shipped.model.fc.bias, again, atol=1e-4) and not torch.allclose(again, logits, atol=.01)
+def test_a_larger_image_gives_a_finer_map_of_another_verdict(model, x):
+    with torch.inference_mode():
+        (logits, maps), (again, finer) = evidence(model, x), enlarged(model, x)
+    assert finer.shape[-1] == 2 * maps.shape[-1] and not torch.allclose(again, logits, atol=.01)
+    assert torch.allclose(finer.mean((2, 3)) + model.fc.bias, again, atol=1e-4)
 
-def test_the_map_speaks_for_the_verdict_given(shipped, images):
-    seen, fake = explained(shipped.model, metadata(size=64, threshold=.5), images[0], .5)  # at the threshold: fake
-    same, real = explained(shipped.model, metadata(size=64, threshold=.5), images[0], .499)
-    assert (seen == images[0].transpose(1, 2, 0)).all() and (same == seen).all() and (fake != real).any()
+def test_the_map_speaks_for_the_verdict_given(model, images):
+    meta = metadata(size=64, threshold=.5)
+    seen, fake = explained(model, meta, images[0], .5)  # at the threshold: fake
+    same, real = explained(model, meta, images[0], .499)
+    assert (seen == images[0].transpose(1, 2, 0)).all() and (same == seen).all()
+    assert (fake != real).any()
 
-def solved(image, known):
-    "What `filled` approaches, from SciPy's direct solver: each unknown pixel is the weighted mean of its neighbours."
-    h, w = known.shape
-    side = lambda n: (sparse.diags([np.ones(n - 1), np.full(n, 2), np.ones(n - 1)], [-1, 0, 1])).tocsr()
-    near = sparse.kron(side(h), side(w)).tocsr(); near.setdiag(0)  # the weights 1 2 1, 2 0 2, 1 2 1, up to a factor
-    hole, at = ~known.ravel(), image.reshape(-1, 3)
-    A = sparse.diags(np.asarray(near.sum(1)).ravel()) - near
-    out = at.astype(float); out[hole] = sparse.linalg.spsolve(A[hole][:, hole].tocsc(), -A[hole][:, ~hole] @ at[~hole])
-    return out.reshape(image.shape)
-
-@pytest.mark.parametrize('share', [.1, .5, .9])
-def test_what_is_filled_in_comes_from_around_it(share):
-    rng, y = np.random.default_rng(0), np.mgrid[:64, :64][0].astype(np.float32) / 64
-    known = rng.uniform(size=(8, 8)).repeat(8, 0).repeat(8, 1) >= share
-    flat, ramp = np.full((64, 64, 3), .7, np.float32), np.stack([y, 1 - y, y / 2], 2)
-    assert np.allclose(filled(flat, known), flat, atol=.02)
-    out = filled(ramp, known)
-    assert (out[known] == ramp[known]).all() and -.05 < out.min() and out.max() < 1.05
-    assert abs(out - solved(ramp, known)).mean() < .01 and abs(out - ramp).mean() < {.1: .005, .5: .02, .9: .15}[share]  # .118 is what the exact solution is off by where a twelfth is known
+def test_road_is_finite_repeatable_and_leaves_the_model_alone(model, images):
+    "A flat map has no percentile to part it at; the noise has a seed."
+    flat, target = np.zeros((2, 64, 64)), np.array([0, 1])
+    a, b, other = (road(model, images[:2], flat, target, seed=s) for s in (0, 0, 1))
+    assert np.isfinite(a).all() and (a == b).all() and (a != other).any() and abs(a).max() <= .5
 
 def test_equal_maps_support_no_claim_and_a_true_one_does():
-    rng = np.random.default_rng(0)
-    rows = [dict(image=i, method=m, **{t: rng.normal() for t in ('deletion', 'insertion', 'road')}) for i in range(40) for m in ('map', 'edges', 'random')]
-    table = pd.DataFrame(rows)
-    assert told_by_maps(table, 200) == ['map is shown to be truer than a random map by none of the three; than edges by none of the three.']
-    better = table.assign(deletion=table.deletion - 5 * (table.method == 'map'), road=table.road - 5 * (table.method == 'map'))
-    assert told_by_maps(better, 200) == ['map is shown to be truer than a random map by deletion; than edges by deletion.']  # less deletion is better, less ROAD is not
+    rng, tests = np.random.default_rng(0), ('deletion', 'insertion', 'road')
+    table = pd.DataFrame([dict(image=i, method=m, **{t: rng.normal() for t in tests})
+                          for i in range(40) for m in ('map', 'edges', 'random')])
+    said = 'map is shown to be truer than a random map by {0}; than edges by {0}.'
+    assert told_by_maps(table, 200) == [said.format('none of the three')]
+    own = 5 * (table.method == 'map')  # less deletion is better, less ROAD is not
+    better = table.assign(deletion=table.deletion - own, road=table.road - own)
+    assert told_by_maps(better, 200) == [said.format('deletion')]
+    mean, low, high = gain(better, 'road', 'map', 'random', 200)
+    assert low < mean < high < 0

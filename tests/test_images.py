@@ -1,17 +1,21 @@
-"Files from strangers: each is an upright RGB array or an `ImageError` in one line, and nothing else."
+"Files from strangers: each is an upright RGB array or an `ImageError` in one line, nothing else."
 
 import io, os, resource, struct, threading, time, zipfile, zlib
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+from matplotlib.cbook import get_sample_data
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import fuzz_images
 from fakeface.bounds import MAX_SIDE
 from fakeface.core import FaceError, ImageError
-from fakeface.images import FORMATS, MAX_BYTES, MAX_ENTRIES, MAX_PIXELS, find_images, open_image, zip_images
+from fakeface.images import (FORMATS, MAX_BYTES, MAX_ENTRIES, MAX_PIXELS, Images, find_images,
+                             open_image, passed_text, read_image, zip_images)
 
 def noise(mode='RGB', size=(48, 32)):
     bands = len(Image.new(mode, (1, 1)).getbands())
@@ -24,8 +28,8 @@ def encoded(im, format, **kw):
 
 def png_header(w, h):
     "A small PNG whose header has been rewritten, checksum included, to claim another size."
-    head = b'IHDR' + struct.pack('>II', w, h) + b'\x08\x02\x00\x00\x00'
-    return encoded(noise(), 'PNG').replace(encoded(noise(), 'PNG')[12:33], head + struct.pack('>I', zlib.crc32(head)))
+    head, whole = b'IHDR' + struct.pack('>II', w, h) + b'\x08\x02\0\0\0', encoded(noise(), 'PNG')
+    return whole.replace(whole[12:33], head + struct.pack('>I', zlib.crc32(head)))
 
 def check(data, name='x.jpg'):
     "Whether it opens; fails unless the outcome is one of the two that are promised."
@@ -33,18 +37,207 @@ def check(data, name='x.jpg'):
     except ImageError as e:
         assert str(e).startswith(f'{name}: ') and '\n' not in str(e) and len(str(e)) > len(name) + 2
         return False
-    assert a.dtype == np.uint8 and a.ndim == 3 and a.shape[0] == 3 and a.size and a.flags.c_contiguous
+    assert a.dtype == np.uint8 and a.ndim == 3 and a.shape[0] == 3 and a.size
+    assert a.flags.c_contiguous
     return True
 
 def refused(data, why, **kw):
     with pytest.raises(ImageError, match=why) as e: open_image(data, 'x.jpg', **kw)
     assert '\n' not in str(e.value)
 
-@pytest.mark.parametrize('format', FORMATS)
-def test_every_format_opens_whatever_it_is_called(format, tmp_path):
-    path = tmp_path/'photo.txt'
-    path.write_bytes(encoded(noise(), format, quality=95))
-    assert open_image(path).shape == (3, 32, 48)
+def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+def after_header(png, extra): return png[:33] + extra + png[33:]  # a PNG with more chunks
+
+def tiff(tags, data=b'', big=False):
+    """A little-endian TIFF of 8 x 8 grey pixels with these tags `{number: (type, count, value)}`;
+    a value of bytes is put at byte 400, data at byte 512."""
+    tags = {256: (4, 1, 8), 257: (4, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1)} | tags
+    start, entry, number = ((b'II+\0\x08\0\0\0' + struct.pack('<Q', 16), '<HHQQ', '<Q') if big else
+                            (b'II*\0' + struct.pack('<I', 8), '<HHII', '<H'))
+    away = b''.join(v for _, _, v in tags.values() if isinstance(v, bytes))
+    rows = (struct.pack(entry, k, kind, n, 400 if isinstance(v, bytes) else v)
+            for k, (kind, n, v) in sorted(tags.items()))
+    head = (start + struct.pack(number, len(tags)) + b''.join(rows) + bytes(8)).ljust(400, b'\0')
+    return (head + away).ljust(512, b'\0') + data
+
+def deep_tiff(kind, bits, sample):
+    "An uncompressed TIFF of grey pixels of a NumPy type."
+    data = np.full((8, 8), sample, kind).tobytes()
+    form = {'u': 1, 'i': 2, 'f': 3}[np.dtype(kind).kind]
+    return tiff({258: (3, 1, bits), 273: (4, 1, 512), 278: (4, 1, 8), 279: (4, 1, len(data)),
+                 339: (3, 1, form)}, data)
+
+def bmp(bits, way, masks, row, rows=4):
+    "A BMP of 4 x 4 pixels; `way` 3 names the bits of each colour in `masks`."
+    start = 54 + 4 * len(masks)
+    return (b'BM' + struct.pack('<IHHI', start + len(row) * rows, 0, 0, start)
+            + struct.pack('<IiiHHIIiiII', 40, 4, 4, 1, bits, way, len(row) * rows, 0, 0, 0, 0)
+            + b''.join(struct.pack('<I', m) for m in masks) + row * rows)
+
+# --- sound files, however odd ---
+
+FILE = get_sample_data('grace_hopper.jpg', asfileobj=False)
+PHOTO = Path(FILE).read_bytes()
+HOPPER = Image.open(FILE).convert('RGB')
+PORTRAIT = HOPPER.resize((128, 152))
+JPEG = encoded(PORTRAIT, 'JPEG')
+
+def texts(size):
+    "A text of `size` bytes, which PNG compresses."
+    info = PngInfo()
+    info.add_text('prompt', 'a portrait ' * (size // 11), zip=True)
+    info.add_itxt('more', 'ein Bild ' * (size // 9), zip=True)
+    return info
+
+def turned(format, how):
+    "The portrait as a phone stores it: lying down, with a note on how to turn it."
+    im, exif = PORTRAIT.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6
+    im.info['exif'] = exif.tobytes()
+    return encoded(im, format, **({'exif': im.info['exif']} if how == 'exif' else {}))
+
+def animated(format, **kw):
+    return encoded(PORTRAIT, format, save_all=True, append_images=[PORTRAIT.rotate(90)] * 2, **kw)
+
+def in_mode(mode): return PORTRAIT.quantize() if mode == 'P' else PORTRAIT.convert(mode)
+
+SOUND = {f'{format} {mode}': lambda f=format, m=mode: encoded(in_mode(m), f)
+         for format, modes in dict(
+             JPEG='RGB CMYK YCbCr', PNG='RGB RGBA P', WEBP='RGB RGBA', BMP='RGB RGBA P', GIF='RGB P',
+             TIFF='RGB RGBA CMYK P YCbCr', HEIF='RGB RGBA', AVIF='RGB RGBA').items()
+         for mode in modes.split()}
+SOUND |= {f'TIFF {way}': lambda w=way: encoded(PORTRAIT, 'TIFF', compression=w)
+          for way in ('tiff_lzw', 'tiff_adobe_deflate', 'packbits', 'jpeg')}
+SOUND |= {f'animated {format}': lambda f=format: animated(f)
+          for format in ('GIF', 'WEBP', 'PNG', 'AVIF', 'HEIF', 'MPO', 'TIFF')}
+SOUND |= {f'turned {format}': lambda f=format, h=how: turned(f, h) for format, how in dict(
+    JPEG='exif', PNG='exif', WEBP='exif', TIFF='exif', AVIF='exif', HEIF='irot').items()}
+SOUND |= {
+    'BigTIFF': lambda: encoded(PORTRAIT, 'TIFF', big_tiff=True),
+    'TIFF of a photograph': lambda: encoded(PORTRAIT, 'TIFF', tiffinfo={271: 'Canon', 272: 'EOS'}),
+    'progressive': lambda: encoded(PORTRAIT, 'JPEG', progressive=True),
+    'restart markers': lambda: encoded(PORTRAIT, 'JPEG', restart_marker_blocks=1),
+    'lossless WebP': lambda: encoded(PORTRAIT, 'WEBP', lossless=True),
+    'HEIF in tiles': lambda: encoded(PORTRAIT, 'HEIF', tile_size=64),
+    'motion photo': lambda: JPEG + b'\0\0\0\x18ftypmp42' + b'\xff\xda' * 1000,
+    'no end marker': lambda: JPEG[:-2], 'half an end marker': lambda: JPEG[:-1],
+    'zeros for an end': lambda: JPEG[:-2] + bytes(4096),
+    'progressive without end': lambda: encoded(PORTRAIT, 'JPEG', progressive=True)[:-2],
+    'PNG of long texts': lambda: encoded(PORTRAIT, 'PNG', pnginfo=texts(2**21)),
+    'PNG of a long profile': lambda: encoded(PORTRAIT, 'PNG', icc_profile=bytes(2**21)),
+    'PNG with a broken text': lambda: after_header(encoded(PORTRAIT, 'PNG'),
+                                                   chunk(b'zTXt', b'a\0\0junk')[:-1] + b'x'),
+    'PNG without end': lambda: encoded(PORTRAIT, 'PNG')[:-12]}
+
+@pytest.mark.parametrize('name', SOUND)
+def test_sound_files_show_what_they_hold(name):
+    pixels, note = read_image(SOUND[name]())
+    assert pixels.shape == (3, 152, 128) and note == ''
+    far = np.abs(pixels.astype(int) - np.asarray(PORTRAIT).transpose(2, 0, 1)).mean()
+    assert far < 6
+
+WHITE = {
+    'PNG 1': lambda: encoded(Image.new('1', (4, 4), 1), 'PNG'),
+    'PNG LA': lambda: encoded(Image.new('LA', (4, 4), (0, 0)), 'PNG'),
+    'PNG I;16': lambda: encoded(Image.new('I;16', (4, 4), 65535), 'PNG'),
+    'PNG transparent': lambda: encoded(Image.new('L', (4, 4)).quantize(), 'PNG', transparency=0),
+    'TIFF I;16': lambda: encoded(Image.new('I;16', (4, 4), 65535), 'TIFF'),
+    'TIFF of 32 bits, 16 used': lambda: deep_tiff('<i4', 32, 65535),
+    'TIFF of 32 bits, 8 used': lambda: deep_tiff('<u4', 32, 255),
+    'TIFF group 4': lambda: encoded(Image.new('1', (4, 4), 1), 'TIFF', compression='group4'),
+    'BMP of 16 bits': lambda: bmp(16, 0, [], b'\xff\x7f' * 4),
+    'BMP 565': lambda: bmp(16, 3, [0xF800, 0x7E0, 0x1F], b'\xff\xff' * 4),
+    'BMP of 32 bits': lambda: bmp(32, 3, [0xFF0000, 0xFF00, 0xFF], b'\xff\xff\xff\0' * 4)}
+
+@pytest.mark.parametrize('name', WHITE)
+def test_white_is_white(name): assert open_image(WHITE[name]()).min() == 255
+
+def test_colours_and_ranges_are_kept():
+    red = Image.new('RGB', (16, 16), (255, 0, 0)).convert('CMYK')
+    assert open_image(encoded(red, 'JPEG'))[:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=8)
+    ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0))
+    assert open_image(encoded(ramp, 'PNG'))[0, 0].tolist() == pytest.approx(list(range(256)), abs=1)
+    half = encoded(Image.new('RGBA', (4, 4), (0, 0, 0, 128)), 'PNG')
+    assert open_image(half)[0, 0, 0] == pytest.approx(127, abs=1)
+
+@pytest.mark.parametrize('format', ['JPEG', 'HEIF', 'AVIF'])
+@pytest.mark.parametrize('n, corner',
+                         list(zip(range(1, 9), [(0, 0), (0, -1), (-1, -1), (-1, 0)] * 2)))
+def test_orientation_is_applied_once(format, n, corner):
+    "The white corner of the stored picture ends where its first pixel belongs."
+    im, exif = Image.new('RGB', (80, 48)), Image.Exif()
+    im.paste('white', (0, 0, 24, 24))
+    exif[0x0112] = n
+    im.info['exif'] = exif.tobytes()
+    kw = {} if format == 'HEIF' else {'exif': im.info['exif']}
+    a = open_image(encoded(im, format, quality=95, **kw))
+    assert a.shape == ((3, 48, 80) if n < 5 else (3, 80, 48))
+    assert a[0][corner] > 240 and a[0].mean() < 60
+
+def test_smallest_and_thinnest():
+    for w, h in ((1, 1), (1, 500), (500, 1)):
+        assert open_image(encoded(Image.new('RGB', (w, h)), 'PNG')).shape == (3, h, w)
+
+def test_a_large_jpeg_is_read_at_half_its_sides():
+    most = HOPPER.width * HOPPER.height // 2
+    for data in (PHOTO, PHOTO[:-2], encoded(HOPPER, 'JPEG', progressive=True)):
+        pixels, note = read_image(data, max_pixels=most)
+        half = np.asarray(HOPPER.reduce(2)).transpose(2, 0, 1)
+        assert pixels.shape == half.shape and np.abs(pixels.astype(int) - half).mean() < 6
+        assert note == '512 x 600 pixels, read at 256 x 300'
+    refused(PHOTO, '512 x 600 pixels, more than', max_pixels=most // 4)
+    refused(encoded(HOPPER, 'PNG'), 'save it as JPEG', max_pixels=most)
+
+def test_every_kind_of_source_gives_the_same(tmp_path):
+    data, path = encoded(noise(), 'PNG'), tmp_path/'a.png'
+    path.write_bytes(data)
+    with open(path, 'rb') as f:
+        sources = (path, str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), f,
+                   Image.open(path))
+        first, *rest = [open_image(s) for s in sources]
+    assert all((a == first).all() for a in rest)
+
+# --- what is refused, and how ---
+
+FTYP = b'\0\0\0\x18ftyp'
+RAW = {'CR2': b'II*\0\x10\0\0\0CR\2\0', 'CR3': FTYP + b'crx ', 'RAF': b'FUJIFILMCCD-RAW 0201',
+       'ORF': b'IIRO\x08\0\0\0', 'RW2': b'IIU\0\x18\0\0\0', 'X3F': b'FOVb\0\0\3\0', 'MRW': b'\0MRM\0',
+       'DNG': tiff({50706: (1, 4, 1025), 273: (4, 1, 512), 279: (4, 1, 64)}, bytes(64)),
+       'NEF': tiff({254: (4, 1, 1), 271: (2, 18, b'NIKON CORPORATION\0'), 273: (4, 1, 512),
+                    279: (4, 1, 64), 330: (4, 2, bytes(8))}, bytes(64)),
+       'ARW': tiff({259: (3, 1, 6), 271: (2, 5, b'SONY\0'), 513: (4, 1, 512), 514: (4, 1, 9)}, JPEG),
+       'PEF': tiff({262: (3, 1, 32803), 271: (2, 7, b'PENTAX\0')}, bytes(64))}
+PROGRESSIVE = encoded(HOPPER, 'JPEG', progressive=True)
+BAD = {f'raw {k}': (v + bytes(64), 'x.jpg: camera raw, which is not read') for k, v in RAW.items()}
+BAD |= {f'cut {k}': (v, 'damaged image') for k, v in {
+    'JPEG': PHOTO[:30_000], 'JPEG by 200 bytes': PHOTO[:-200], 'JPEG, zeros': PHOTO[:-9000] + bytes(9000),
+    'progressive': PROGRESSIVE[:-20], 'between scans': PROGRESSIVE[:PROGRESSIVE.rindex(b'\xff\xda')],
+    'PNG': encoded(HOPPER, 'PNG')[:-9000], 'HEIF': encoded(HOPPER, 'HEIF')[:-9000],
+    'AVIF': encoded(HOPPER, 'AVIF')[:-9000], 'WebP': encoded(HOPPER, 'WEBP')[:-9000]}.items()}
+BAD |= {k: (v, 'unsupported') for k, v in {
+    'JPEG of 12 bits': PHOTO.replace(b'\xff\xc0\0\x11\x08', b'\xff\xc1\0\x11\x0c'),
+    'lossless JPEG': PHOTO.replace(b'\xff\xc0\0\x11', b'\xff\xc3\0\x11'),
+    'JPEG-LS': PHOTO.replace(b'\xff\xc0\0\x11', b'\xff\xf7\0\x11'),
+    'JPEG 2000': encoded(PORTRAIT, 'JPEG2000'), 'JPEG XL': b'\xff\x0a' + bytes(60),
+    'PNG for iOS': b'\x89PNG\r\n\x1a\n\0\0\0\x04CgBI' + bytes(60),
+    'Photoshop': b'8BPS\0\1' + bytes(60), 'TIFF of floats': deep_tiff('<f4', 32, .5),
+    'TIFF of doubles': deep_tiff('<f8', 64, .5), 'TIFF of halves': deep_tiff('<f2', 16, .5),
+    'TIFF of 32 bits': deep_tiff('<u4', 32, 2**31), 'TIFF of 33 ways': tiff({259: (3, 1, 34712)}),
+    'BMP of ten bits': bmp(32, 3, [0x3FF00000, 0xFFC00, 0x3FF], b'\xff' * 16)}.items()}
+BAD |= {
+    'nothing': (b'', 'file is empty'), 'a zero': (b'\0', 'not an image'),
+    'HTML': (b'<html><body>404</body></html>', 'not an image'), 'SVG': (b'<svg/>', 'not an image'),
+    'PPM': (b'P6 2 2 255 ' + bytes(12), 'not an image'), 'text': (b'BMW drives', 'not an image'),
+    'PDF': (b'%PDF-1.7', 'not an image'), 'EPS': (b'%!PS-Adobe-3.0 EPSF-3.0\n', 'not an image'),
+    'MP4': (FTYP + b'mp42' + bytes(40), 'a video, which is not read'),
+    'QuickTime': (FTYP + b'qt  ' + bytes(40), 'a video'), 'ZIP': (b'PK\3\4' + bytes(40), 'a ZIP archive'),
+    'a JPEG of three bytes': (b'\xff\xd8\xff', 'damaged'),
+    'an empty HEIC': (FTYP + b'heic' + bytes(40), 'damaged|unsupported')}
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_files_are_told_as_what_they_are(name): refused(*BAD[name])
 
 @pytest.mark.parametrize('format', FORMATS)
 def test_truncated(format):
@@ -52,84 +245,18 @@ def test_truncated(format):
     assert check(data) and not any(check(data[:n]) for n in (1, 8, len(data) // 3))
     for n in range(0, len(data), max(1, len(data) // 50)): check(data[:n])
 
-@pytest.mark.parametrize('data, why', [
-    (b'', 'empty'), (b'\0', 'not an image'), (b'\xff\xd8\xff', 'not an image|damaged'), (b'<html><body>404</body></html>', 'not an image'),
-    (b'\0\0\0\x18ftypheic' + bytes(40), 'HEIC, AVIF or a video, which are not read; save it as JPEG'), (b'PK\3\4' + bytes(40), 'a ZIP archive; unpack it, or drop it into the demo'),
-    (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'), (b'%PDF-1.7', 'not an image'), (b'RIFF\x24\0\0\0WEBPVP8 ', 'not an image|damaged'),
-    (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'not an image'), (b'P6 2 2 255 ' + bytes(12), 'not an image')],
-    ids=lambda v: repr(v)[2:14] if isinstance(v, bytes) else '')
-def test_what_is_no_image_is_named(data, why): refused(data, why)
+def test_a_cut_jpeg_is_never_judged_by_its_upper_half():
+    for data in (JPEG, encoded(PORTRAIT, 'JPEG', progressive=True)):
+        assert not any(check(data[:n]) for n in range(0, len(data) - 4, 13))
 
 def test_missing_folder_and_unreadable_paths(tmp_path):
-    for path in (tmp_path/'none.jpg', tmp_path, tmp_path/'a'/'b.jpg', str(tmp_path/'nul\0.jpg'), tmp_path/('x' * 300 + '.jpg')):
-        with pytest.raises(ImageError) as e: open_image(path)
-        assert '\n' not in str(e.value)
+    paths = 'none.jpg', '', 'a/b.jpg', 'nul\0.jpg', 'x' * 300 + '.jpg'
+    for path in paths: refused(os.path.join(tmp_path, path), 'x.jpg: ')
 
 @pytest.mark.parametrize('name', ['a\nb.jpg', 'a\rb.jpg', 'a\x1b[31mb.jpg', 'a\u2028b.jpg'], ids=ascii)
 def test_a_hostile_name_stays_on_one_line(name):
     with pytest.raises(ImageError) as e: open_image(b'', name)
     assert str(e.value).isprintable()
-
-def test_bounds_of_bytes_and_pixels(tmp_path):
-    data = encoded(noise(), 'PNG')
-    (tmp_path/'big.png').write_bytes(data)
-    for src in (data, tmp_path/'big.png', io.BytesIO(data)): refused(src, 'larger than', max_bytes=len(data) - 1)
-    assert open_image(data, max_bytes=len(data), max_pixels=48 * 32).shape == (3, 32, 48)
-    refused(data, 'pixels', max_pixels=48 * 32 - 1)
-
-@pytest.mark.parametrize('side', [30_000, 9_000, 2**31 - 1])
-def test_a_header_that_claims_too_much_is_refused(side):
-    assert side**2 > MAX_PIXELS
-    assert open_image(png_header(48, 32)).shape == (3, 32, 48)  # the header itself is well-formed
-    refused(png_header(side, side), 'pixels|damaged')
-    gif = bytearray(encoded(noise('L'), 'GIF')); gif[6:10] = min(side, 65535).to_bytes(2, 'little') * 2
-    refused(bytes(gif), 'pixels')
-
-@pytest.mark.parametrize('format, mode', [('JPEG', 'CMYK'), ('JPEG', 'L'), ('PNG', '1'), ('PNG', 'P'), ('PNG', 'LA'), ('PNG', 'I;16'), ('TIFF', 'CMYK'),
-                                          ('TIFF', 'I;16'), ('TIFF', 'YCbCr'), ('GIF', 'P'), ('WEBP', 'RGBA')])
-def test_every_mode_becomes_the_colour_it_shows(format, mode):
-    grey = Image.new('L', (16, 16), 255)
-    im = Image.new('I;16', (16, 16), 65535) if mode == 'I;16' else grey.convert('RGB').convert(mode)
-    a = open_image(encoded(im, format))
-    assert a.shape == (3, 16, 16) and a.min() >= 250
-
-def test_cmyk_is_not_inverted():
-    red = Image.new('RGB', (16, 16), (255, 0, 0)).convert('CMYK')
-    assert open_image(encoded(red, 'JPEG'))[:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=8)
-
-def test_sixteen_bits_keep_their_range():
-    ramp = Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0))
-    assert open_image(encoded(ramp, 'PNG'))[0, 0].tolist() == pytest.approx(list(range(256)), abs=1)
-
-def test_transparency_lies_on_white():
-    palette = Image.new('P', (4, 4), 1); palette.putpalette([0, 0, 0, 200, 0, 0])
-    assert open_image(encoded(palette, 'PNG', transparency=1)).min() == 255
-    assert open_image(encoded(palette, 'PNG', transparency=b'\xff\x00')).min() == 255
-    assert open_image(encoded(palette, 'PNG', transparency=0))[:, 0, 0].tolist() == [200, 0, 0]
-    assert open_image(encoded(Image.new('RGBA', (4, 4), (0, 0, 0, 128)), 'PNG'))[0, 0, 0] == pytest.approx(127, abs=1)
-
-def test_an_animation_is_its_first_frame():
-    frames = [Image.new('RGB', (8, 8), c) for c in ('red', 'lime', 'blue')]
-    for format in ('GIF', 'WEBP', 'PNG'):
-        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **({'lossless': True} if format == 'WEBP' else {}))
-        assert open_image(data)[:, 4, 4].tolist() == [255, 0, 0]
-
-@pytest.mark.parametrize('orientation, corner', list(zip(range(1, 9), [(0, 0), (0, -1), (-1, -1), (-1, 0)] * 2)))
-def test_exif_orientation(orientation, corner):
-    "The white corner of the stored picture ends where EXIF says its first pixel belongs."
-    im = Image.new('RGB', (40, 24)); im.paste('white', (0, 0, 12, 12))
-    exif = Image.Exif(); exif[0x0112] = orientation
-    a = open_image(encoded(im, 'JPEG', exif=exif, quality=95))
-    assert a.shape == ((3, 24, 40) if orientation < 5 else (3, 40, 24))
-    assert a[0][corner] > 240 and a[0].mean() < 60
-
-def test_smallest_and_thinnest():
-    for size in ((1, 1), (1, 500), (500, 1)): assert open_image(encoded(Image.new('RGB', size, 'teal'), 'PNG')).shape == (3, size[1], size[0])
-
-def test_every_kind_of_source_gives_the_same(tmp_path):
-    data = encoded(noise(), 'PNG'); path = tmp_path/'a.png'; path.write_bytes(data)
-    first, *rest = [open_image(s) for s in (path, str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), open(path, 'rb'), Image.open(path))]
-    assert all((a == first).all() for a in rest)
 
 def test_an_error_names_the_file_as_the_user_knows_it(tmp_path):
     (tmp_path/'a.jpg').write_bytes(b'no')
@@ -137,22 +264,84 @@ def test_an_error_names_the_file_as_the_user_knows_it(tmp_path):
     with open(tmp_path/'a.jpg', 'rb') as f, pytest.raises(ImageError, match='a.jpg: '): open_image(f)
     with pytest.raises(ImageError, match='^holiday: '): open_image(b'no', 'holiday')
 
-def test_finding_images(tmp_path):
-    for n in ('b/2.JPG', 'b/1.webp', 'a.tif', 'notes.txt', '.hidden.png', '.cache/c.jpg', 'b/3.heic'): (tmp_path/n).parent.mkdir(exist_ok=True); (tmp_path/n).write_bytes(b'x')
-    (tmp_path/'folder.jpg').mkdir()
-    found = find_images([tmp_path/'notes.txt', tmp_path, tmp_path/'a.tif'])
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == ['notes.txt', 'a.tif', 'b/1.webp', 'b/2.JPG', 'b/3.heic']  # a photograph to its owner, so it is met with a reason
+def test_bounds_of_bytes_and_pixels(tmp_path):
+    data, path = encoded(noise(), 'PNG'), tmp_path/'big.png'
+    path.write_bytes(data)
+    for src in (data, path, io.BytesIO(data)): refused(src, 'larger than', max_bytes=len(data) - 1)
+    assert open_image(data, max_bytes=len(data), max_pixels=48 * 32).shape == (3, 32, 48)
+    for format in set(FORMATS) - {'JPEG'}:
+        refused(encoded(noise(), format), 'pixels', max_pixels=48 * 32 - 1)
 
-@pytest.mark.parametrize('path', ['none', 'folder.jpg', 'x' * 300, 'a\nb', 'nul\0'], ids=lambda p: ascii(p)[:12])
+@pytest.mark.parametrize('side', [30_000, 9_000, 2**31 - 1])
+def test_a_header_that_claims_too_much_is_refused(side):
+    assert side**2 > MAX_PIXELS
+    assert open_image(png_header(48, 32)).shape == (3, 32, 48)  # the header itself is well-formed
+    refused(png_header(side, side), 'pixels|damaged')
+    gif = bytearray(encoded(noise('L'), 'GIF'))
+    gif[6:10] = min(side, 65535).to_bytes(2, 'little') * 2
+    refused(bytes(gif), 'pixels')
+
+@pytest.mark.parametrize('format', ['HEIF', 'AVIF'])
+def test_a_container_that_lies_about_its_image(format):
+    "`ispe` says how large the image is, beside what the coded image says itself."
+    large = encoded(Image.new('RGB', (4000, 4000)), format, quality=20)
+    at = large.index(b'ispe') + 8
+    for side in (60_000, 64):
+        with cheap(): check(large[:at] + struct.pack('>II', side, side) + large[at + 8:])
+
+# --- finding them ---
+
+TREE = {'a.tif': b'x', 'b/1.webp': b'x', 'b/2.JPG': b'x', 'b/3.heic': b'x', 'c/4.jfif': JPEG,
+        'c/5': JPEG, 'c/6.txt': encoded(noise(), 'AVIF'),
+        'notes.txt': b'x', 'c/7.cr3': RAW['CR3'], 'c/8.nef': RAW['NEF'], 'c/9.mov': FTYP + b'qt  ',
+        'Thumbs.db': b'x', '.hidden.png': JPEG, '.cache/c.jpg': JPEG, '__MACOSX/._a.jpg': JPEG}
+TAKEN = ['a.tif', 'b/1.webp', 'b/2.JPG', 'b/3.heic', 'c/4.jfif', 'c/5', 'c/6.txt']
+PASSED = {'camera raw': 2, 'video': 1, 'other': 1}
+
+def planted(folder):
+    for name, data in TREE.items():
+        (folder/name).parent.mkdir(exist_ok=True, parents=True)
+        (folder/name).write_bytes(data)
+    return folder
+
+def names(images, folder): return [p.relative_to(folder).as_posix() for p in images]
+
+def test_images_are_known_by_content_and_others_counted(tmp_path):
+    images = Images(planted(tmp_path))
+    assert len(images) == 7 and names(images, tmp_path) == TAKEN and images.passed == PASSED
+    assert passed_text(images.passed) == '4 other files passed over: 2 camera raw, 1 video, 1 other'
+    found = find_images([tmp_path/'notes.txt', tmp_path, tmp_path/'a.tif'])
+    assert names(found, tmp_path) == ['notes.txt'] + TAKEN  # what is named is taken, each once
+    (tmp_path/'few').mkdir()
+    (tmp_path/'few'/'a.dng').write_bytes(RAW['DNG'])
+    with pytest.raises(FaceError, match='no images in this folder; 1 other file .* 1 camera raw'):
+        find_images(tmp_path/'few')
+
+def test_a_zip_is_searched_as_a_folder_is():
+    found, passed = zip_images(packed(TREE.items()), 'z')
+    assert [label[2:] for label, _ in found] == [n for n in TREE if n in TAKEN] and passed == PASSED
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    away, root = planted(tmp_path/'away'), tmp_path/'root'
+    for d in ('own', 'linked'): (root/d).mkdir(parents=True)
+    (root/'own'/'1.jpg').write_bytes(JPEG)
+    links = dict(linked=away/'b', again=away/'b', own=root/'linked', up=tmp_path, round=root)
+    for name, target in links.items(): (root/'linked'/name).symlink_to(target)
+    (away/'b'/'back').symlink_to(root)
+    (root/'gone.jpg').symlink_to('nowhere.jpg')
+    images = Images(root)
+    assert names(images, root) == ['linked/again/1.webp', 'linked/again/2.JPG', 'linked/again/3.heic',
+                                   'own/1.jpg']
+    assert images.passed == {'broken link': 1}
+
+@pytest.mark.parametrize('path', ['none', 'folder.jpg', 'x' * 300, 'a\nb', 'nul\0'],
+                         ids=lambda p: ascii(p)[:12])
 def test_what_is_not_found_is_one_line(path, tmp_path):
     (tmp_path/'folder.jpg').mkdir()
     with pytest.raises(FaceError) as e: find_images(tmp_path/path)
     assert '\n' not in str(e.value)
 
 # --- what is small and costs much ---
-
-def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-def after_header(png, extra): return png[:33] + extra + png[33:]  # a PNG with more chunks
 
 @contextmanager
 def cheap(seconds=4):
@@ -168,14 +357,14 @@ def inflating(n):
     first, again = (press.compress(bytes(2**20)) + press.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     return first + again * (n // 2**20 - 1)
 
-PNG, JPEG, GIF = (encoded(noise('L', (8, 8)), f) for f in ('PNG', 'JPEG', 'GIF'))
+PNG, TINY, GIF = (encoded(noise('L', (8, 8)), f) for f in ('PNG', 'JPEG', 'GIF'))
 FRAME = b',\0\0\0\0\x08\0\x08\0'  # where the frame of the GIF begins
 PIECES = {'PNG of empty chunks': lambda: after_header(PNG, chunk(b'abCd', b'') * 2_000_000), 'PNG of empty texts': lambda: after_header(PNG, chunk(b'tEXt', b'a\0') * 1_500_000),
           'PNG of empty data': lambda: after_header(PNG, chunk(b'IDAT', b'') * 2_000_000), 'PNG with chunks at its end': lambda: PNG[:-12] + chunk(b'abCd', b'') * 2_000_000 + PNG[-12:],
           'GIF of comments': lambda: GIF.replace(FRAME, b'!\xfe\1a\0' * 6_000_000 + FRAME), 'GIF of nothing': lambda: GIF.replace(FRAME, b'\1' * 30_000_000 + FRAME),
           'BMP of single pixels': lambda: b'BM' + struct.pack('<IHHIIiiHHIIiiII', 0, 0, 0, 1078, 40, 8000, 8000, 1, 8, 1, 0, 0, 0, 256, 0) + bytes(1024) + b'\1\1' * 20_000_000,
-          'JPEG of empty segments': lambda: JPEG[:2] + b'\xff\xe5\0\2' * 10_000_000 + JPEG[2:], 'JPEG of junk': lambda: JPEG[:2] + b'\xff\xe5\0\2' + b'a' * 30_000_000 + JPEG[2:],
-          'JPEG of EXIF': lambda: JPEG[:2] + (b'\xff\xe1\xff\0Exif\0\0' + bytes(65272)) * 900 + JPEG[2:]}
+          'JPEG of empty segments': lambda: TINY[:2] + b'\xff\xe5\0\2' * 10_000_000 + TINY[2:], 'JPEG of junk': lambda: TINY[:2] + b'\xff\xe5\0\2' + b'a' * 30_000_000 + TINY[2:],
+          'JPEG of EXIF': lambda: TINY[:2] + (b'\xff\xe1\xff\0Exif\0\0' + bytes(65272)) * 900 + TINY[2:]}
 
 @pytest.mark.parametrize('name', PIECES)
 def test_millions_of_pieces_are_refused_quickly(name):
@@ -188,7 +377,7 @@ def test_as_many_pieces_as_programs_write_are_read():
     body = zlib.compress(bytes(1500 * 4501))
     pieces = b''.join(chunk(b'IDAT', body[i:i + 1]) for i in range(len(body)))  # a byte each, which nobody writes
     assert len(pieces) > 10_000 and open_image(large[:33] + pieces + chunk(b'IEND', b'')).shape == (3, 1500, 1500)
-    assert check(JPEG[:2] + (b'\xff\xe1\xff\0Exif\0\0' + bytes(65272)) * 20 + JPEG[2:])
+    assert check(TINY[:2] + (b'\xff\xe1\xff\0Exif\0\0' + bytes(65272)) * 20 + TINY[2:])
 
 def progressive(side, more):
     "A progressive JPEG whose last scan is repeated."
@@ -209,12 +398,6 @@ def test_progressive_jpegs_are_read():
 def test_the_longest_side(w, h):
     with cheap(): refused(png_header(w, h), 'side longer than')
     assert open_image(encoded(Image.new('L', (1, MAX_SIDE)), 'PNG')).shape == (3, MAX_SIDE, 1)
-
-def tiff(tags, data=b'', big=False):
-    "A little-endian TIFF of grey pixels with these tags `{number: (type, count, value)}`; data begins at byte 512."
-    tags = {256: (4, 1, 8), 257: (4, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1)} | tags
-    head, entry, number = (b'II+\0\x08\0\0\0' + struct.pack('<Q', 16), '<HHQQ', '<Q') if big else (b'II*\0' + struct.pack('<I', 8), '<HHII', '<H')
-    return (head + struct.pack(number, len(tags)) + b''.join(struct.pack(entry, k, *v) for k, v in sorted(tags.items())) + bytes(8)).ljust(512, b'\0') + data
 
 @pytest.mark.parametrize('big', [False, True])
 def test_a_tiff_of_tiny_tiles(big):
@@ -245,7 +428,7 @@ def test_metadata_is_not_rewritten_when_an_image_is_turned():
                          ids=['as it should be', 'orientation 9', 'orientation in words', 'a loop', 'truncated', 'noise'])
 def test_hostile_exif_never_keeps_a_photograph_from_being_judged(change):
     exif = b'Exif\0\0' + change(b'II*\0\x08\0\0\0' + struct.pack('<H', 1) + struct.pack('<HHII', 0x112, 3, 1, 6) + bytes(4))
-    assert check(JPEG[:2] + b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif + JPEG[2:])
+    assert check(TINY[:2] + b'\xff\xe1' + struct.pack('>H', len(exif) + 2) + exif + TINY[2:])
 
 def test_colour_profiles_of_noise(): assert check(encoded(noise(), 'JPEG', icc_profile=os.urandom(90_000))) and check(encoded(noise(), 'PNG', icc_profile=os.urandom(90_000)))
 
@@ -259,10 +442,6 @@ def test_an_animation_of_a_thousand_frames_costs_one(format):
     frames = [Image.new('RGB', (8, 8), (i % 256, i // 256, 0)) for i in range(1000)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     with cheap(): assert check(data)
-
-def test_thirty_two_bits_of_grey():
-    deep = np.array([[-5, 0, 65535, 2**31 - 1]], np.int32)
-    assert open_image(encoded(Image.fromarray(deep), 'TIFF'))[0].tolist() == [[0, 0, 255, 255]]
 
 # --- what is no file ---
 
@@ -298,9 +477,10 @@ def test_names_in_an_archive_are_labels_only(tmp_path, monkeypatch):
     assert [label for label, _ in found] == [f'z.zip/{n}' for n in names] and all(open_image(read()).shape == (3, 8, 8) for _, read in found)
     assert not list(tmp_path.iterdir())
 
-def test_archives_in_archives_folders_and_hidden_files_are_passed_over():
+def test_archives_in_archives_stay_shut():
     inner = packed([('a.png', PNG)])
-    assert [l for l, _ in zip_images(packed([('in.zip', inner), ('in/', b''), ('folder.png/', b''), ('__MACOSX/._a.png', b'x'), ('b.png', PNG)]), 'z')] == ['z/b.png']
+    found, passed = zip_images(packed([('in.zip', inner), ('folder.png/', b''), ('b.png', PNG)]), 'z')
+    assert [label for label, _ in found] == ['z/b.png'] and passed == {'ZIP archive': 1}
     for _ in range(30): inner = packed([('in.zip', inner)])
     with pytest.raises(ImageError, match='no images'): zip_images(inner, 'z')
 

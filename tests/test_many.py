@@ -52,7 +52,7 @@ def test_every_file_once_in_order(many, whole):
     head, *table = rows(whole)
     assert tuple(head) == COLUMNS
     assert [r[0] for r in table] == [str(p) for p in Images(many)] == sorted(map(str, many.rglob('*.jpg')))
-    assert [r[0] for r in table if r[4]] == [str(many/'3'/'003.jpg')]
+    assert [r[0] for r in table if r[5]] == [str(many/'3'/'003.jpg')]
 
 def test_killed_and_called_again(many, checkpoint, whole, tmp_path, monkeypatch, capsys):
     "What was judged is not judged again, and each image stands in the table once."

@@ -1,4 +1,5 @@
-"The notebooks are the source: the package is what they export, and they are fit to be read, committed and executed."
+"""The notebooks are the source: the package is what they export, and they are fit to be read,
+committed and executed."""
 
 import ast, builtins, graphlib, json, re, shutil, subprocess, sys
 from pathlib import Path
@@ -7,26 +8,39 @@ import pytest
 
 from conftest import ROOT
 import fakeface.pipeline, fakeface.settings
-from fakeface.pipeline import STEPS, defaults, load_profile, profiles, resolve, section, step_cells, step_keys
+from fakeface.pipeline import step_cells, step_keys
+from fakeface.settings import STEPS, defaults, load_profile, profiles, resolve, section
 
 NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
 NUMBERED = [p for p in NOTEBOOKS if p.stem[0].isdigit()]
 MACHINE = re.compile(r'/(home|root|tmp|work|Users|mnt|var/folders)/|[A-Z]:\\\\+Users')
 
-def cells(path, kind='code'): return [c for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == kind]
+def cells(path, kind='code'):
+    found = json.loads(path.read_text(encoding='utf-8'))['cells']
+    return [c for c in found if c['cell_type'] == kind]
+
 def source(cell): return ''.join(cell['source'])
-def module(path): return (m := re.search(r'^#\| default_exp (\w+)', '\n'.join(map(source, cells(path))), re.M)) and m[1]
-def tree(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
+def tagged(path): return [c for c in cells(path) if 'parameters' in c['metadata'].get('tags', [])]
+
+def module(path):
+    m = re.search(r'^#\| default_exp (\w+)', '\n'.join(map(source, cells(path))), re.M)
+    return m and m[1]
+
+def tree(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob('*')
+            if p.is_file() and '__pycache__' not in p.parts}
 
 @pytest.fixture
 def copy(tmp_path):
     "What nbdev needs of the repository, elsewhere."
-    for name in ('nbs', 'fakeface'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'weights'))
+    without = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'weights')
+    for name in ('nbs', 'fakeface'): shutil.copytree(ROOT/name, tmp_path/name, ignore=without)
     for name in ('settings.ini', 'README.md', 'setup.py'): shutil.copy(ROOT/name, tmp_path/name)
     return tmp_path
 
 def nbdev(command, where):
-    done = subprocess.run([Path(sys.executable).parent/f'nbdev_{command}'], cwd=where, capture_output=True, text=True)
+    done = subprocess.run([Path(sys.executable).parent/f'nbdev_{command}'], cwd=where,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 def test_package_is_what_the_notebooks_export(copy):
@@ -52,26 +66,31 @@ def test_outputs_are_fit_to_be_kept(path):
     assert outputs or not path.stem[0].isdigit()  # a lesson shows something
 
 def test_machine_paths_are_recognised():
-    assert all(MACHINE.search(json.dumps(s)) for s in ('/home/a/b', 'C:\\Users\\a', '/' + 'tmp/x')) and not MACHINE.search('1/2, runs/demo/home.png, nbs/')
+    for s in ('/home/a/b', 'C:\\Users\\a', '/' + 'tmp/x'): assert MACHINE.search(json.dumps(s))
+    assert not MACHINE.search('1/2, runs/demo/home.png, nbs/')
 
 @pytest.mark.parametrize('path', NUMBERED, ids=lambda p: p.stem)
 def test_shape_of_a_notebook(path):
-    first, kinds = cells(path, 'markdown')[0], [source(c) for c in cells(path)]
-    assert re.fullmatch(r'# .+\n\n?> .+', source(first).split('\n\n', 2)[0] + '\n\n' + source(first).split('\n\n', 2)[1])
-    assert (module(path) or path.stem in ('00_tour', '10_experiments')) and any('assert ' in s or 'test_' in s for s in kinds)
-    assert max(s.count('\n') + 1 for s in kinds) <= 48
-    for s in kinds: assert not ('#| export' in s and s.splitlines()[0] != '#| export'), s[:60]
+    assert re.match(r'# .+\n\n> .+(\n\n|$)', source(cells(path, 'markdown')[0]))
+    texts = [source(c) for c in cells(path)]
+    assert module(path) or path.stem in ('00_tour', '10_experiments')
+    assert any('assert ' in s or 'test_' in s for s in texts)
+    for s in texts:
+        assert s.count('\n') < 40, s
+        assert '#| export' not in s or s.splitlines()[0] == '#| export', s
 
 def test_steps_have_parameters_and_run_sections():
+    assert [p.stem for p in NUMBERED if tagged(p)] == list(STEPS)
     for s in STEPS:
         path = ROOT/'nbs'/f'{s}.ipynb'
-        tagged = [c for c in cells(path) if 'parameters' in c['metadata'].get('tags', [])]
-        assert len(tagged) == 1 and any(source(c).startswith('## Run') for c in cells(path, 'markdown'))
-        settings = re.sub(r'\n(?=[ \]])', ' ', source(tagged[0])).splitlines()  # a list may run over several lines
-        assert all(re.fullmatch(r'\w+ = .+ # .+', line) for line in settings), settings  # every setting has a comment
-        assert settings[0].startswith('run_dir = ') and defaults(s)['quick'][0] is False and re.search(r'^if quick:|, quick\)$', '\n'.join(map(source, cells(path))), re.M)
-        assert len(defaults(s)) == len(settings) - 1
-    assert [p.stem for p in NUMBERED if any('parameters' in c['metadata'].get('tags', []) for c in cells(p))] == list(STEPS)
+        [parameters], code = tagged(path), '\n'.join(map(source, cells(path)))
+        assert any(source(c).startswith('## Run') for c in cells(path, 'markdown'))
+        # a list may run over several lines; every setting has a comment
+        settings = re.sub(r'\n(?=[ \]])', ' ', source(parameters)).splitlines()
+        assert all(re.fullmatch(r'\w+ = .+ # .+', line) for line in settings), settings
+        assert settings[0].startswith('run_dir = ') and len(defaults(s)) == len(settings) - 1
+        assert defaults(s)['quick'][0] is False
+        assert re.search(r'^if quick:|, quick\)$', code, re.M)
 
 @pytest.fixture
 def elsewhere(copy, monkeypatch):
@@ -79,69 +98,64 @@ def elsewhere(copy, monkeypatch):
     for m in (fakeface.pipeline, fakeface.settings): monkeypatch.setattr(m, 'repo_path', lambda name: copy/name)
     return copy
 
-def changed(copy, edit):
-    "The steps whose key another is after an edit."
-    settings = resolve({})
-    before = step_keys(settings)
-    edit(copy)
-    after = step_keys(settings)
-    return [s for s in STEPS if before[s] != after[s]]
-
-def replaced(path, old, new):
-    text = path.read_text(encoding='utf-8')
+@pytest.mark.parametrize('file, old, new, first', [
+    ('fakeface/corrupt.py', 'class Degrade', '# another\nclass Degrade', '03_train'),
+    ('nbs/03_train.ipynb', 'losses[-1] < losses[0] / 10', 'losses[-1] < losses[0] / 9', None),
+    ('nbs/04_evaluate.ipynb', 'metrics_table(result)"', 'metrics_table(result).head()"',
+     '04_evaluate'),
+    ('fakeface/cli.py', 'def main', '# another\ndef main', None)],
+    ids=['package', 'lesson', 'run', 'command'])
+def test_a_step_is_made_of_its_run_and_the_package(elsewhere, file, old, new, first):
+    """What a step runs makes it another, and those after it: degradation is learned in the third.
+    A lesson's assertion and the command line make no step another."""
+    path, settings = elsewhere/file, resolve({})
+    before, text = step_keys(settings), path.read_text(encoding='utf-8')
     assert old in text
     path.write_text(text.replace(old, new), encoding='utf-8')
-
-def test_a_step_is_made_of_its_run_and_the_package(elsewhere):
-    "Degradation is learned in the third step; a lesson's assertion makes no step another; what a step runs makes it another, and those after it."
-    degrade = lambda d: replaced(d/'fakeface'/'corrupt.py', 'class Degrade', '# another\nclass Degrade')
-    assert changed(elsewhere, degrade)[0] == '03_train'
-    lesson = lambda d: replaced(d/'nbs'/'03_train.ipynb', 'assert losses[-1] < losses[0] / 10', 'assert losses[-1] < losses[0] / 9')
-    assert changed(elsewhere, lesson) == []
-    run = lambda d: replaced(d/'nbs'/'04_evaluate.ipynb', 'metrics_table(result)"', 'metrics_table(result).head()"')
-    assert changed(elsewhere, run)[0] == '04_evaluate'
-    assert changed(elsewhere, lambda d: replaced(d/'fakeface'/'cli.py', 'def main', '# another\ndef main')) == []
+    after = step_keys(settings)
+    assert next((s for s in STEPS if before[s] != after[s]), None) == first
 
 @pytest.mark.parametrize('step', STEPS)
 def test_a_run_executes_little_of_a_notebook(step):
     "Title, imports, settings and Run, in which no name comes from the lesson."
-    run = step_cells(step)
-    code = [c.source for c in run if c.cell_type == 'code']
-    assert len(code) < len(cells(ROOT/'nbs'/f'{step}.ipynb')) and not any('assert ' in c for c in code)
+    code = [c.source for c in step_cells(step) if c.cell_type == 'code']
+    assert len(code) < len(cells(ROOT/'nbs'/f'{step}.ipynb'))
+    assert not any('assert ' in c for c in code)
     known = dict(vars(builtins))
-    for c in code[:2]:
-        exec(c, known)
-    tree = ast.parse('\n'.join(code))
-    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    bound |= {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)} | {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)}
-    for c in code[3:]:
-        for line in re.findall(r'^(?:from|import) .*', c, re.M):
-            exec(line, known)
-    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
-    assert not used - bound - known.keys()
+    for c in code[:2]: exec(c, known)
+    nodes = [*ast.walk(ast.parse('\n'.join(code)))]
+    names = [n for n in nodes if isinstance(n, ast.Name)]
+    bound = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    bound |= {n.arg for n in nodes if isinstance(n, ast.arg)}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef)}
+    for line in re.findall(r'^(?:from|import) .*', '\n'.join(code[3:]), re.M): exec(line, known)
+    assert not {n.id for n in names} - bound - known.keys()
 
 def test_profiles_resolve():
     assert {'demo', 'reference', '140k', '140k-full'} <= set(profiles())
-    for name in profiles():
-        content = load_profile(name); content.pop('needs_data', None)
+    contents = {name: load_profile(name) for name in profiles()}
+    for content in contents.values():
+        content.pop('needs_data', None)
         settings = resolve(content)
         assert set(settings) == set(STEPS)
-        for s in STEPS: assert {n: settings[s][n] for n in content.get(section(s)) or {}} == (content.get(section(s)) or {})
-    train = resolve({k: v for k, v in load_profile('reference').items() if k != 'needs_data'})['03_train']
-    assert train | dict(optimizer='adam', lr=1e-4, batch_size=32, epochs=10, schedule='constant', fpr=0, band=0, ema=0, copies=[]) == train  # the recipe we measure against
+        for s in STEPS: assert settings[s] | (content.get(section(s)) or {}) == settings[s]
+    train = resolve(contents['reference'])['03_train']
+    recipe = dict(optimizer='adam', lr=1e-4, batch_size=32, epochs=10, schedule='constant', fpr=0,
+                  band=0, ema=0, copies=[])
+    assert train | recipe == train  # the recipe we measure against
 
 def test_modules_import_only_from_below():
     "No circle, and in each folder the notebooks stand in the order of their imports."
-    places = {module(p): p for p in NUMBERED if module(p)}
-    assert set(places) == {p.stem for p in (ROOT/'fakeface').glob('*.py')} - {'__init__', '_modidx'}
-    used = {}
-    for name in places:
-        tree = ast.parse((ROOT/'fakeface'/f'{name}.py').read_text(encoding='utf-8'))
-        used[name] = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level and n.module}
-        used[name] |= {n.module.split('.')[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('fakeface.')}
+    places, used = {module(p): p for p in NUMBERED if module(p)}, {}
+    package = {p.stem for p in (ROOT/'fakeface').glob('*.py')}
+    assert set(places) == package - {'__init__', '_modidx'}
+    for name, place in places.items():
+        text = (ROOT/'fakeface'/f'{name}.py').read_text(encoding='utf-8')
+        used[name] = set(re.findall(r'^ *from (?:fakeface)?\.(\w+) import', text, re.M))
         for other in used[name]:
-            if places[other].parent == places[name].parent:
-                assert places[other].stem < places[name].stem, f'{name} imports from {other}'
+            below = places[other].parent != place.parent or places[other].stem < place.stem
+            assert below, f'{name} imports from {other}'
+    assert len(set().union(*used.values())) > 10
     tuple(graphlib.TopologicalSorter(used).static_order())
 
 def test_the_index_names_every_notebook():

@@ -191,7 +191,9 @@ def test_copies_get_the_score_that_the_detector_gives_their_files(drawn, manifes
         for file, p in zip(files, few.path):
             pixels = corrupt(open_image(drawn/p, p), c).permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(file)
-        seen = [v.p_fake for v in Detector(model, meta, 'cpu').predict(files, whole=True)]
+        # a data set may hold images that are too small for anybody else
+        verdicts = Detector(model, meta, 'cpu').predict(files, whole=True, check=False)
+        seen = [v.p_fake for v in verdicts]
         assert scores[c].tolist() == pytest.approx(seen, abs=1e-5)
 
 def test_a_file_that_went_bad_is_named(faces, manifest):

@@ -1,12 +1,16 @@
-"The pipeline once, as quick as it goes, in the real command: every step runs, and the report holds what they found. test_pipeline.py looks closer."
+"""The pipeline once, as quick as it goes, in the real command: every step runs, and the report
+holds what they found. test_pipeline.py looks closer."""
 
 import json
 
-from fakeface.pipeline import STEPS
+from fakeface.settings import STEPS
+
+SETS = '''train.crop=48 train.epochs=1 train.device=cpu train.workers=0 evaluate.workers=0
+    robustness.workers=0'''.split()
 
 def test_a_quick_run(cli, drawn, tmp_path):
-    code, out, err = cli('run', '--quick', '--out', tmp_path, *(a for s in (
-        f'data.standin_dir={drawn}', 'train.crop=48', 'train.epochs=1', 'train.device=cpu', 'train.workers=0', 'evaluate.workers=0', 'robustness.workers=0') for a in ('--set', s)))
+    sets = [a for s in [*SETS, f'data.standin_dir={drawn}'] for a in ('--set', s)]
+    code, out, err = cli('run', '--quick', '--out', tmp_path, *sets)
     assert code == 0, err
     run_dir, = tmp_path.iterdir()
     assert all((run_dir/f'{s}.ipynb').is_file() for s in STEPS) and 'report.html' in out

@@ -1,4 +1,5 @@
-"The weights that ship: they load, they are what the card says, and they judge as well as it says."
+"""The weights that ship: they load, they are what the card says, and they judge as well as it
+says."""
 
 import hashlib, re, shutil
 
@@ -10,29 +11,34 @@ from fakeface.detector import SHIPPED, Detector
 from fakeface.model import check_seal, load_checkpoint, seal_path, write_seal
 from fakeface.folders import evaluate_folder
 
+CARD = (SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8')
+
 def card_rows():
-    "The rows of the card's table between the marks, as `{name: {column: text}}`."
-    text = (SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8')
-    table = re.search(r'<!-- numbers -->\n(.*?)\n?<!-- /numbers -->', text, re.S)[1].split('\n\n')[0].splitlines()  # the first of two
-    head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in table]
+    "The rows of the card's first table between the marks, as `{name: {column: text}}`."
+    tables = re.search(r'<!-- numbers -->\n(.*?)\n?<!-- /numbers -->', CARD, re.S)[1]
+    lines = tables.split('\n\n')[0].splitlines()
+    head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in lines]
     return {r[0]: dict(zip(head, r)) for r in rows}
 
 def test_they_ship_with_a_card():
     assert SHIPPED.is_file() and 20e6 < SHIPPED.stat().st_size < 25e6
-    card = (SHIPPED.parent/'MODEL_CARD.md').read_text(encoding='utf-8')
-    for word in ('140k', 'StyleGAN', 'non-commercial', 'never seen'): assert word in card.replace('**', '')
+    for word in ('140k', 'StyleGAN', 'non-commercial', 'never seen'):
+        assert word in CARD.replace('**', '')
 
 def test_they_load_by_default():
-    detector, (model, meta) = Detector.load(device='cpu'), load_checkpoint(SHIPPED)
-    assert meta['classes'] == list(CLASSES) and detector.meta == meta and detector.threshold == meta['threshold']
-    assert re.fullmatch('[0-9a-f]{64}', meta['manifest_sha256']) and meta['metrics']['valid_accuracy'] > .9
+    detector, meta = Detector.load(device='cpu'), load_checkpoint(SHIPPED)[1]
+    assert meta['classes'] == list(CLASSES) and detector.meta == meta
+    assert detector.threshold == meta['threshold'] and meta['metrics']['valid_accuracy'] > .9
+    assert re.fullmatch('[0-9a-f]{64}', meta['manifest_sha256'])
 
 def test_they_are_the_file_that_was_shipped():
     check_seal(SHIPPED)
-    assert seal_path(SHIPPED).read_text() == f'{hashlib.sha256(SHIPPED.read_bytes()).hexdigest()}  model.safetensors\n'  # as sha256sum writes it
+    own = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    assert seal_path(SHIPPED).read_text() == f'{own}  model.safetensors\n'  # as sha256sum writes it
 
 def test_other_weights_in_their_place_are_refused(checkpoint, tmp_path, monkeypatch):
-    "A whole and valid checkpoint, but not the one that was shipped; named as a file it may be used."
+    """A whole and valid checkpoint, but not the one that was shipped; named as a file it may be
+    used."""
     monkeypatch.setattr(module, 'SHIPPED', tmp_path/'model.safetensors')
     for p in (SHIPPED, seal_path(SHIPPED)): shutil.copy(p, tmp_path)
     assert Detector.load(device='cpu').size == Detector.load(SHIPPED, 'cpu').size
@@ -45,20 +51,24 @@ def test_other_weights_in_their_place_are_refused(checkpoint, tmp_path, monkeypa
     assert Detector.load(device='cpu').size == 64
 
 def test_any_image_gets_an_answer(drawn):
-    verdicts = Detector.load(device='cpu').explain(sorted((drawn/'test'/'real').iterdir()), whole=True, check=False)
-    assert all(0 <= v.p_fake <= 1 and v.verdict in (*CLASSES, 'uncertain') and v.heatmap.max() <= 1 for v in verdicts)
+    paths = sorted((drawn/'test'/'real').iterdir())
+    for v in Detector.load(device='cpu').explain(paths, whole=True, check=False):
+        assert 0 <= v.p_fake <= 1 and v.verdict in (*CLASSES, 'uncertain') and v.heatmap.max() <= 1
 
 def test_the_card_has_numbers():
     rows = card_rows()
-    assert len(rows) >= 6 and all(re.fullmatch(r'\d+ / \d+', r['fake / real']) for r in rows.values())
-    assert all(re.match(r'\d+\.\d % \(', r['fakes caught']) for r in rows.values())
+    assert len(rows) >= 6
+    for r in rows.values():
+        assert re.fullmatch(r'\d+ / \d+', r['fake / real'])
+        assert re.match(r'\d+\.\d % \(', r['fakes caught'])
 
 def test_they_judge_as_the_card_says(photographs):
     "On test images, which no choice was made on: the card's number within one image."
-    result = evaluate_folder(Detector.load(device='cpu'), photographs/'140k-subset', 'test', bootstrap=1, progress=False)
-    said = card_rows()['140k-subset/test']
+    result = evaluate_folder(Detector.load(device='cpu'), photographs/'140k-subset', 'test',
+                             bootstrap=1, progress=False)
+    said, found = card_rows()['140k-subset/test'], result['metrics']
     assert said['fake / real'] == f'{result["n_fake"]} / {result["n_real"]}' == '200 / 200'
-    accuracy = result['metrics']['accuracy']['value']
-    assert accuracy >= .88
-    assert float(re.match(r'([\d.]+) %', said['accuracy'])[1]) == pytest.approx(100 * accuracy, abs=100 / result['n'] + .05)
-    assert float(re.match(r'[\d.]+', said['AUC'])[0]) == pytest.approx(result['metrics']['auc']['value'], abs=2e-3)
+    accuracy, auc = (float(re.match(r'[\d.]+', said[k])[0]) for k in ('accuracy', 'AUC'))
+    near = 100 / result['n'] + .05
+    assert accuracy == pytest.approx(100 * found['accuracy']['value'], abs=near) and accuracy >= 88
+    assert auc == pytest.approx(found['auc']['value'], abs=2e-3)
