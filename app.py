@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartParser
 from fakeface.core import FaceError, ImageError, wilson
 from fakeface.claims import NO_CLAIM, claims, disagreement
 from fakeface.images import MAX_BYTES, SUFFIXES, open_image, passed_text, zip_images
-from fakeface.detector import (FIGURES, METHODS, SAYS, SHIPPED, Detector, Verdicts, band_from,
+from fakeface.detector import (FIGURES, METHODS, PHRASES, SHIPPED, Detector, Verdicts, band_from,
                                checkpoints, data_url, decided, examples, false_positives, tally)
 from fakeface.faces import draw_boxes
 from fakeface.page import as_csv, encoded, exact, inline, read_card, score_axis, verdict_bars
@@ -226,7 +226,7 @@ def heatmap(v, side):
 def card(v, detector, band, said):
     "One face in full; `said` is what its file says, if it is told here."
     with st.container(border=True):
-        st.subheader(f'{MARK[v.verdict]} {capital(SAYS[v.verdict])}', anchor=False)
+        st.subheader(f'{MARK[v.verdict]} {capital(PHRASES[v.verdict])}', anchor=False)
         if v.verdict:
             st.markdown(MEANS[v.verdict])
             st.html(score_axis(v.p_fake, band))
@@ -268,13 +268,13 @@ def summary(items, verdicts):
     that was chosen, if any."""
     rows = [(i[0], v) for i in items for v in verdicts[i[0]]]
     count = Counter(v.verdict for _, v in rows)
-    st.subheader(tally(len(items), count, SAYS), anchor=False)
-    shown = st.pills('Show', [k for k in SAYS if count[k]], selection_mode='multi',
-                     format_func=lambda k: f'{MARK[k]} {SAYS[k]} ({count[k]})', key='show')
+    st.subheader(tally(len(items), count, PHRASES), anchor=False)
+    shown = st.pills('Show', [k for k in PHRASES if count[k]], selection_mode='multi',
+                     format_func=lambda k: f'{MARK[k]} {PHRASES[k]} ({count[k]})', key='show')
     rows = [(k, v) for k, v in rows if not shown or v.verdict in shown]
     table = {
         'Face': [data_url(v.thumbnail) if v.thumbnail else None for _, v in rows],
-        'Verdict': [SAYS[v.verdict] for _, v in rows],
+        'Verdict': [PHRASES[v.verdict] for _, v in rows],
         'Generated': [None if v.error else 100 * v.p_fake for _, v in rows],
         'File': [v.path + (f', face {v.face}' if v.face else '') for _, v in rows]
     }

@@ -50,8 +50,8 @@ def row(name, judged, whole, detector):
     swapped = other & (judged.verdict[k] != 'uncertain') & (whole.verdict[k] != 'uncertain')
     return dict(judged=name, found='' if judged is whole else tell(k.sum(), len(k)),
                 auc=number(m['auc']) if 'auc' in m else '', accuracy=percent(m['accuracy']),
-                answered=percent(m['answered']),
-                confidently_wrong=tell(m['wrong_answers']['k'], k.sum()),
+                answered=percent(m['coverage']),
+                confidently_wrong=tell(m['selective_risk']['k'], k.sum()),
                 changed=tell(other.sum(), k.sum()), swapped=tell(swapped.sum(), k.sum()))
 
 def main(a):

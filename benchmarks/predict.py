@@ -22,7 +22,7 @@ from fakeface.core import FaceError, repo_path
 from fakeface.detector import SHIPPED, Detector
 from fakeface.gradcam import overlay
 from fakeface.model import MEAN, STD, decide, load_checkpoint, p_fake
-from fakeface.ship import fill
+from fakeface.ship import fill_marks
 from fakeface.standin import make_standin
 
 # --- the plain way ---
@@ -160,7 +160,7 @@ def main(a):
     note = (f'`fakeface predict one.jpg` takes {one}, `import torch` alone {bare}, its `--help` '
             f'{helps}. {machine()}. Images: {name}, median of {a.rounds} rounds.')
     print(f'{table}\n\n{note}')
-    if a.write: fill(repo_path('docs')/'speed.md', 'speed', f'{table}\n\n{note}')
+    if a.write: fill_marks(repo_path('docs')/'speed.md', 'speed', f'{table}\n\n{note}')
 
 p = argparse.ArgumentParser(description=__doc__,
                             formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -3,7 +3,7 @@
 Both sides train the same ResNet18 on 128 pixels from the same image files, in batches of the
 same size, in turns. 'reference' is the plain way: PIL images in an ImageFolder, resized,
 mirrored, rotated, jittered, a DataLoader with two workers, Adam in fp32. The others are this
-package's own `train_epoch` with the recipes of the profiles quick and 140k (full degradation,
+package's own `train_epoch` with the recipes of the profiles native and 140k (full degradation,
 average of the weights), in the precision that train.precision=auto picks here and in fp32.
 images/s is wall time, and only as good as the machine is idle; ms is processor time for an
 image, of all processes, which a neighbour disturbs less. A share of peak compares floating-point
@@ -13,7 +13,7 @@ is of single parts, each alone, in processor time (wall time on a GPU). With --h
 nothing and says after how many seconds each run reached an accuracy on its validation images.
 
 example: python benchmarks/train.py data/140k --device cuda --n 4096 --batch 256
-         python benchmarks/train.py --history runs/RUN-reference runs/RUN-quick"""
+         python benchmarks/train.py --history runs/RUN-reference runs/RUN-native"""
 import argparse, os, pathlib, platform, resource, statistics, sys, tempfile, time
 import numpy as np, pandas as pd, torch
 from PIL import Image
@@ -234,7 +234,7 @@ def main(a):
         sides = {'reference, fp32': (torch.float32, Reference(root, files, a, device))}
         for t in dict.fromkeys([dtype, torch.float32]):
             name = str(t)[6:].replace('float32', 'fp32').replace('bfloat16', 'bf16')
-            sides[f'quick, {name}'] = (t, Ours(root, files, a, device, t))
+            sides[f'native, {name}'] = (t, Ours(root, files, a, device, t))
             if t == dtype:
                 sides[f'140k, {name}'] = (t, Ours(root, files, a, device, t, ema=.998, **DEGRADE))
         compare(sides, device, len(files), a.rounds)

@@ -39,11 +39,11 @@ def hashing(root):
 def judging(root):
     import tempfile
     from fakeface.images import Images
-    from fakeface.detector import Detector, judge_into
+    from fakeface.detector import Detector, predict_into
     from fakeface.model import build_model, metadata
     detector = Detector(build_model('random')[0], metadata(size=32), 'cpu')
     with tempfile.TemporaryDirectory() as d:
-        return sum(1 for _ in judge_into(detector, f'{d}/out.csv', Images(root), whole=True))
+        return sum(1 for _ in predict_into(detector, f'{d}/out.csv', Images(root), whole=True))
 
 PHASES = dict(listing=listing, sampling=sampling, hashing=hashing, judging=judging)
 SAYS = dict(listing='listing all', sampling='sampling 1,000 of them', hashing='decoding, hashing '

@@ -8,8 +8,8 @@ __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF',
            'MAX_STORE', 'OFFLINE', 'CHECK', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted', 'unpacked',
            'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts',
            'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'source_types', 'history',
-           'stated', 'failures', 'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim', 'claims',
-           'disagreement']
+           'stated_origin', 'failures', 'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim',
+           'claims', 'disagreement']
 
 # %% ../nbs/lib/04_claims.ipynb #0e197339
 import json, re, subprocess, sys, zlib
@@ -377,7 +377,7 @@ def history(
                  for i in manifest.get('ingredients', ())]
 
 # %% ../nbs/lib/04_claims.ipynb #16f179ab
-def stated(
+def stated_origin(
     store: dict  # from `read_store`
 ):
     "What the statements say of the image: its origin, that in words ('' for nothing), programs."
@@ -476,7 +476,7 @@ def signed_claim(
     info = next(history(store), ({}, True))[0].get('signature_info') or {}
     signer = quoted(info.get('issuer') or info.get('common_name') or 'nobody')
     verified, holds = signature(store, signer)
-    origin, words, programs = stated(store)
+    origin, words, programs = stated_origin(store)
     by = f' by {signer[1:-1]}' if verified else ''
     using = f' (programs: {", ".join(quoted(p, 40) for p in programs)})' if programs else ''
     says = f' that {words}' if words else ' which does not say how the image was made'

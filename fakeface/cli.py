@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'DATA', 'CLASS_NAMES', 'SPLIT', 'WEIGHTS', 'DEVICE', 'PROFILES', 'PREDICT', 'EVALUATE', 'EXAMPLES',
-           'READERS_OF_IMAGES', 'command', 'arg', 'cmd_run', 'class_settings', 'finish', 'show', 'cmd_predict',
-           'check_heatmaps', 'bracketed', 'print_summary', 'own_device', 'is_device', 'is_parquet', 'table_path',
-           'verdict_line', 'claims_of', 'claims_said', 'claims_teller', 'verdicts_shown', 'cmd_evaluate', 'full',
-           'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch', 'cmd_app', 'parser',
-           'quiet_libraries', 'main']
+           'READERS_OF_IMAGES', 'command', 'argument', 'cmd_run', 'class_settings', 'finish', 'shown_path',
+           'cmd_predict', 'check_heatmaps', 'bracketed', 'print_summary', 'own_device', 'is_device', 'is_parquet',
+           'table_path', 'verdict_line', 'claims_of', 'claims_said', 'claims_teller', 'verdicts_shown', 'cmd_evaluate',
+           'full_report', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch', 'cmd_app',
+           'parser', 'quiet_libraries', 'main']
 
 # %% ../nbs/lib/15_cli.ipynb #da066bc5
 import argparse, json, logging, os, socket, subprocess, sys, tempfile, time, warnings
@@ -27,7 +27,7 @@ from .images import *
 COMMANDS = {}  # name -> (function, arguments, what is shown below its options)
 
 def command(
-    *args,     # from `arg`
+    *args,  # from `argument`
     epilog=''  # shown below its options
 ):
     "Decorator: `cmd_NAME` is the command NAME, and its docstring the help."
@@ -36,22 +36,22 @@ def command(
         return f
     return register
 
-def arg(*names, **kw):  # as `add_argument` takes them
+def argument(*names, **kw):  # as `add_argument` takes them
     return names, kw
 
 # %% ../nbs/lib/15_cli.ipynb #a587c4a5
-DATA = arg('--data', metavar='DIR', required=True,
+DATA = argument('--data', metavar='DIR', required=True,
            help='a folder with real/ and fake/ (one of them is enough), or with splits')
-CLASS_NAMES = arg('--classes', nargs=2, metavar=('REAL', 'FAKE'), default=[],
+CLASS_NAMES = argument('--classes', nargs=2, metavar=('REAL', 'FAKE'), default=[],
                   help='names of the two class folders, where they are not understood')
-SPLIT = arg('--split', choices=('train', 'valid', 'test'), help='only this split')
-WEIGHTS = arg('--weights', metavar='FILE',
+SPLIT = argument('--split', choices=('train', 'valid', 'test'), help='only this split')
+WEIGHTS = argument('--weights', metavar='FILE',
               help='a checkpoint (.safetensors); default: the one that ships')
-DEVICE = arg('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
+DEVICE = argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/lib/15_cli.ipynb #776aba4c
 PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure
-against), quick (native crops, 12 epochs), 140k (native crops, degraded, on one generator),
+against), native (native crops, 12 epochs), 140k (native crops, degraded, on one generator),
 140k-full (the same for all 140,000 images, on a GPU), faces (ours: many generators and many kinds
 of photographs).
 Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness,
@@ -59,30 +59,47 @@ shortcuts, generators, explanations, report.'''
 
 # %% ../nbs/lib/15_cli.ipynb #2dbacee4
 @command(
-    arg('--profile',
-        help='demo, reference, quick, 140k, 140k-full, faces, or a .yaml file; default: demo'),
-    arg('--data', metavar='DIR', action='append', help='data set: real/ and fake/, or train/, '
+    argument(
+        '--profile',
+        help='demo, reference, native, 140k, 140k-full, faces, or a .yaml file; default: demo',
+    ),
+    argument(
+        '--data',
+        metavar='DIR',
+        action='append',
+        help='data set: real/ and fake/, or train/, '
         'valid/, test/ with those in each, perhaps with a folder for each generator or kind of '
-        'photograph; may be repeated'),
+        'photograph; may be repeated',
+    ),
     CLASS_NAMES,
-    arg('--quick', action='store_true', help='try it: every step does just enough to see that it '
-        'works, with few and small images and few epochs'),
-    arg('--set', action='append', default=[], metavar='SECTION.NAME=VALUE',
-        help='override a setting, e.g. train.epochs=3; may be repeated'),
-    arg('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs'),
-    arg('--resume', metavar='RUN', help='finish a run that was cut off'),
-    epilog=PROFILES)
+    argument(
+        '--smoke',
+        action='store_true',
+        help='try it: every step does just enough to see that it '
+        'works, with few and small images and few epochs',
+    ),
+    argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='SECTION.NAME=VALUE',
+        help='override a setting, e.g. train.epochs=3; may be repeated',
+    ),
+    argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs'),
+    argument('--resume', metavar='RUN', help='finish a run that was cut off'),
+    epilog=PROFILES,
+)
 def cmd_run(a):
     "Run the pipeline on a profile, or finish a run that was cut off."
-    from fakeface.pipeline import QUICK_SETS, prepare, run_config
-    if a.resume and (a.data or a.set or a.profile or a.quick or a.classes):
+    from fakeface.pipeline import SMOKE_SETS, prepare, run_config
+    if a.resume and (a.data or a.set or a.profile or a.smoke or a.classes):
         raise FaceError('--resume goes on with the settings of the run; leave out --profile, '
-                        '--data, --classes, --quick and --set')
+                        '--data, --classes, --smoke and --set')
     if a.resume: run_config(a.resume)
     finish(
         Path(a.resume) if a.resume else prepare(
             a.profile or 'demo', a.data, a.out,
-            [*(QUICK_SETS if a.quick else ()), *class_settings(a.classes), *a.set]))
+            [*(SMOKE_SETS if a.smoke else ()), *class_settings(a.classes), *a.set]))
 
 # %% ../nbs/lib/15_cli.ipynb #69832c18
 def class_settings(names):  # `--classes` as an override of the profile
@@ -93,38 +110,38 @@ def finish(run_dir):  # execute what is not complete yet, and say what came of i
     from fakeface.pipeline import run
     os.environ.setdefault('TQDM_MININTERVAL', '0.5' if sys.stderr.isatty() else '20')
     start = time.time()
-    print(f'run folder: {show(run_dir)}')
-    print(f'if it is cut off: fakeface run --resume {show(run_dir)}')
+    print(f'run folder: {shown_path(run_dir)}')
+    print(f'if it is cut off: fakeface run --resume {shown_path(run_dir)}')
     report = run(run_dir, lambda s: print(f'{time.time() - start:5.0f} s  {s}', flush=True))
-    from fakeface.report import QUICK, STANDIN, answer, quick_steps
+    from fakeface.report import SMOKE, STANDIN, answer, smoke_steps
     result = load_json(report.parent/'metrics.json')
     print(answer(result))
-    if quick_steps(run_dir): print(QUICK)
+    if smoke_steps(run_dir): print(SMOKE)
     if result['source'] == 'standin': print(STANDIN)
     print(load_json(report.parent/'data.json')['told'])
-    print(f'report: {show(report)}')
+    print(f'report: {shown_path(report)}')
 
 # %% ../nbs/lib/15_cli.ipynb #d890c9fa
-def show(path):  # relative where that is shorter to read
+def shown_path(path):  # relative where that is shorter to read
     return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
 
 # %% ../nbs/lib/15_cli.ipynb #849ada8d
 PREDICT = (
-    arg('paths', nargs='+', metavar='PATH', help='image files or folders'),
-    arg(
+    argument('paths', nargs='+', metavar='PATH', help='image files or folders'),
+    argument(
         '--csv', metavar='FILE', help='write path, face, p_fake, verdict, note, error to this '
         'table instead; .parquet is written as Parquet. The same command again skips the images '
         'that it holds'),
-    arg('--whole', action='store_true',
+    argument('--whole', action='store_true',
         help='judge each image as it is, without looking for faces'),
-    arg('--claims', action='store_true',
+    argument('--claims', action='store_true',
         help='also tell what each file says of itself: signed statements (C2PA), labels and '
         'settings of programs; of a table the last column. p_fake does not depend on it'),
-    arg('--anchors', metavar='PEM',
+    argument('--anchors', metavar='PEM',
         help='with --claims: root certificates whose signers are trusted; default: none are'),
-    arg('--heatmaps', metavar='DIR',
+    argument('--heatmaps', metavar='DIR',
         help='write an overlay for each face: where the evidence lies'),
-    arg('--method', choices=('gradcam', 'hirescam', 'layercam'),
+    argument('--method', choices=('gradcam', 'hirescam', 'layercam'),
         help='of the heatmaps; default: gradcam'), WEIGHTS, DEVICE)
 
 # %% ../nbs/lib/15_cli.ipynb #88083d92
@@ -157,8 +174,8 @@ def cmd_predict(a):
         if a.heatmaps and not v.error: save_heatmap(v, a.heatmaps)
     if is_parquet(a.csv): to_parquet(table, table.with_suffix(''))
     if judged < n:
-        print(f'{n - judged} images stood in {show(table)} already; delete it to judge them again',
-              file=sys.stderr)
+        print(f'{n - judged} images stood in {shown_path(table)} already; delete it to judge them '
+              'again', file=sys.stderr)
     print_summary(judged, counts, detector.band, passed_text(images.passed) if rank == 0 else '')
     if counts[''] == n:
         raise last if n == 1 else FaceError(f'none of {n} images could be judged; the last: {last}')
@@ -190,9 +207,9 @@ def print_summary(
     passed: str     # from `passed_text`
 ):
     "The last lines of `predict`, on standard error."
-    from fakeface.detector import SAYS, tally
+    from fakeface.detector import PHRASES, tally
     if sum(counts.values()) > counts['']:
-        print(tally(n, counts, {k: k or 'not judged' for k in SAYS}), file=sys.stderr)
+        print(tally(n, counts, {k: k or 'not judged' for k in PHRASES}), file=sys.stderr)
     if counts['uncertain']:
         print('uncertain: p_fake from {:.3f} to {:.3f}, where the model errs too often to say; '
               'real below, fake above'.format(*band), file=sys.stderr)
@@ -290,10 +307,10 @@ def verdicts_shown(
     said           # from `claims_teller`
 ):                 # iterator of Verdict
     "Verdicts as they come: printed, or written to a pipe or a table."
-    from fakeface.detector import csv_rows, judge_into
+    from fakeface.detector import csv_rows, predict_into
     more = {'claims': said} if said else {}
     if table and not is_device(table):
-        yield from judge_into(detector, table, images, more, **options)
+        yield from predict_into(detector, table, images, more, **options)
     elif table:
         with open(table, 'w', encoding='utf-8', newline='') as f:
             yield from csv_rows(detector.stream(images, **options), f, more)
@@ -310,17 +327,17 @@ def verdicts_shown(
 # %% ../nbs/lib/15_cli.ipynb #2645d3fb
 EVALUATE = (
     DATA, CLASS_NAMES, SPLIT,
-    arg(
+    argument(
         '--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, '
         'webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +'
     ),
-    arg('--out', metavar='DIR',
+    argument('--out', metavar='DIR',
         help='also leave predictions, numbers, figures and report.html here'),
-    arg(
+    argument(
         '--full', action='store_true', help='also robustness, shortcuts, generators and the worth '
         'of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two '
         'cores'),
-    arg(
+    argument(
         '--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, '
         'override a setting: robustness.images=0 and explanations.images=0 examine all images '
         'instead of 100 and 16; may be repeated'), WEIGHTS, DEVICE)
@@ -331,18 +348,18 @@ EVALUATE = (
 The images are judged whole: a data set holds face crops.''')
 def cmd_evaluate(a):
     "Judge a folder whose classes are known and report accuracy, AUC and the rest with intervals."
-    from fakeface.corrupt import parse
+    from fakeface.corrupt import parse_corruptions
     from fakeface.detector import Detector
     from fakeface.evaluate import metrics_table
     from fakeface.folders import evaluate_folder
     from fakeface.metrics import calibration_text
     from fakeface.report import STANDIN
-    parse(a.corrupt)  # before what is slow
+    parse_corruptions(a.corrupt)  # before what is slow
     if a.out and Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
-    if a.full: return full(a)
+    if a.full: return full_report(a)
     if a.set: raise FaceError('--set is for the steps of --full; leave it out, or add --full')
     result = evaluate_folder(Detector.load(a.weights, a.device), a.data, a.split,
-                             progress=sys.stderr.isatty(), copy=a.corrupt, classes=a.classes,
+                             progress=sys.stderr.isatty(), corruption=a.corrupt, classes=a.classes,
                              out=a.out)
     print(metrics_table(result).to_string())
     print(f'{result["n_fake"]} fake, {result["n_real"]} real images, {result["unreadable"]} '
@@ -350,10 +367,10 @@ def cmd_evaluate(a):
           f'{calibration_text(result)}')
     if result['source'] == 'standin': print(STANDIN)
     print(result['taken'])
-    if a.out: print(f'report: {show(Path(a.out)/"report.html")}')
+    if a.out: print(f'report: {shown_path(Path(a.out)/"report.html")}')
 
 # %% ../nbs/lib/15_cli.ipynb #484de5c4
-def full(a):
+def full_report(a):
     "Every step of the pipeline but the training, with weights that are finished: the whole report."
     from fakeface.detector import SHIPPED
     from fakeface.pipeline import prepare
@@ -370,17 +387,17 @@ def full(a):
 
 # %% ../nbs/lib/15_cli.ipynb #fd73159d
 @command(
-    arg(
+    argument(
         'models', nargs='*', metavar='MODEL',
         help='a checkpoint (.safetensors) or a run folder, as '
         'NAME=FILE or FILE; default: the one that ships'), DATA, CLASS_NAMES, SPLIT,
-    arg(
-        '--copies', metavar='HOW',
+    argument(
+        '--corruptions', metavar='HOW',
         help='corruptions as in evaluate --corrupt, separated by spaces; '
-        'default: the robustness.copies of a run'),
-    arg('--images', type=int, default=0, metavar='N',
+        'default: the robustness.corruptions of a run'),
+    argument('--images', type=int, default=0, metavar='N',
         help='images judged, half of each class; default: all'),
-    arg('--out', metavar='DIR', required=True,
+    argument('--out', metavar='DIR', required=True,
         help='leave scores, numbers, figures and report.html here'), DEVICE, epilog='''example:
   fakeface robustness --data faces/ --split test --out curves mine=runs/A other.safetensors
 The images are judged whole, each many times over: a minute or two for a hundred images and one
@@ -388,25 +405,30 @@ checkpoint.''')
 def cmd_robustness(a):
     """Judge a folder again and again, as it is and corrupted, by one or several checkpoints:
     accuracy, doubt, drift and flips as curves."""
-    from fakeface.corrupt import parse
+    from fakeface.corrupt import parse_corruptions
     from fakeface.detector import SHIPPED
     from fakeface.folders import robustness_folder
     from fakeface.pipeline import defaults
     from fakeface.robustness import beside_table, checkpoints
-    copies = defaults('06_robustness')['copies'][0] if a.copies is None else a.copies.split()
-    for c in copies: parse(c)
+
+    corruptions = (
+        defaults('06_robustness')['corruptions'][0]
+        if a.corruptions is None
+        else a.corruptions.split()
+    )
+    for c in corruptions: parse_corruptions(c)
     if Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.images < 0: raise FaceError(f'--images {a.images}: must not be negative')
-    result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, copies,
+    result = robustness_folder(checkpoints(a.models or [f'shipped={SHIPPED}']), a.data, corruptions,
                                a.out, a.split, images=a.images, classes=a.classes,
                                device=a.device)
     print(beside_table(result).to_string(index=False))
     print(f'{result["n"]} images, {result["unreadable"]} unreadable\nreport: '
-          f'{show(Path(a.out)/"report.html")}')
+          f'{shown_path(Path(a.out)/"report.html")}')
 
 # %% ../nbs/lib/15_cli.ipynb #1fb57e93
 @command(
-    arg('runs', nargs=2, metavar='RUN', help='a run folder'),
+    argument('runs', nargs=2, metavar='RUN', help='a run folder'),
     epilog='example: fakeface compare runs/A runs/B    (or folders left by evaluate --out)')
 def cmd_compare(a):
     "Put two runs side by side on the images that both judged, with paired tests."
@@ -416,7 +438,7 @@ def cmd_compare(a):
     print(text)
 
 # %% ../nbs/lib/15_cli.ipynb #65cf86cb
-@command(arg('folder', metavar='DIR', nargs='+', help='data sets in any layout'), CLASS_NAMES)
+@command(argument('folder', metavar='DIR', nargs='+', help='data sets in any layout'), CLASS_NAMES)
 def cmd_audit(a):
     """Look at data sets from outside: format, size, quality by class; files that cannot be used,
     and why; with several sources also each of them, and what gives it away."""
@@ -454,8 +476,8 @@ def cmd_fetch(a):
 
 # %% ../nbs/lib/15_cli.ipynb #ed8f7d52
 @command(
-    arg('--port', type=int, default=8501, help='default: 8501'),
-    arg(
+    argument('--port', type=int, default=8501, help='default: 8501'),
+    argument(
         '--host', default='localhost',
         help='0.0.0.0 lets everyone in your network use it; default: '
         'localhost, this machine alone'))

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CLASS_WORDS', 'SPLIT_WORDS', 'PLAIN_WORDS', 'MASKS', 'DOUBT_WORDS', 'TABLES', 'FILES', 'STANDARD_SUM', 'MANIFEST',
-           'REASONS', 'KAGGLE_SET', 'words', 'Said', 'only', 'says', 'folder_tree', 'identity', 'subfolders',
-           'leads_back', 'ClassFolder', 'holds_both', 'classes_in', 'splits_below', 'class_rows', 'read_folders',
-           'two_readings', 'seen', 'checked_root', 'checked_classes', 'class_folders', 'source_name', 'set_names',
-           'described', 'class_images', 'check_alone', 'alone_text', 'check_full', 'outside_text', 'list_images',
-           'check_both', 'join_roots', 'shuffled', 'fill_splits', 'without', 'jpeg_quality', 'dhash', 'bits_apart',
-           'inspect_image', 'take', 'in_turn', 'chosen', 'check_counts', 'reason_kind', 'passed_over', 'taken_text',
-           'sample', 'leaks', 'span', 'audit', 'save_manifest', 'load_manifest', 'check_files', 'fetch',
-           'data_settings']
+           'REASONS', 'KAGGLE_SET', 'name_words', 'FolderWords', 'only', 'folder_words', 'folder_tree', 'identity',
+           'subfolders', 'leads_back', 'ClassFolder', 'holds_both', 'classes_in', 'splits_below', 'class_rows',
+           'read_folders', 'two_readings', 'folders_text', 'checked_root', 'checked_classes', 'class_folders',
+           'source_name', 'set_names', 'described', 'class_images', 'check_alone', 'alone_text', 'check_full',
+           'outside_text', 'list_images', 'check_both', 'join_roots', 'shuffled', 'fill_splits', 'without',
+           'jpeg_quality', 'dhash', 'bits_apart', 'inspect_image', 'take_images', 'in_turn', 'chosen', 'check_counts',
+           'reason_kind', 'passed_over', 'taken_text', 'sample', 'leaks', 'range_text', 'audit', 'save_manifest',
+           'load_manifest', 'check_files', 'fetch', 'data_settings']
 
 # %% ../nbs/01_data.ipynb #0cbba6cb
 import os, re
@@ -43,7 +43,7 @@ MASKS = {'mask', 'masks'}  # where a face was changed, in white: no faces
 DOUBT_WORDS = {*MASKS, 'no', 'non', 'not'}
 
 # %% ../nbs/01_data.ipynb #dd9a2875
-def words(
+def name_words(
     name: str # of a folder
 ) -> list:
     "Its words in lower case, cut at what is no letter and before capitals."
@@ -53,7 +53,7 @@ def words(
                       else re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', part))]
 
 # %% ../nbs/01_data.ipynb #0d67c630
-class Said(NamedTuple):
+class FolderWords(NamedTuple):
     "What the name of a folder says."
     split: str   # 'train', 'valid', 'test' or ''
     label: str   # 'fake', 'real' or ''
@@ -63,21 +63,21 @@ def only(values):  # the one value there is, or ''
     return values.pop() if len(values) == 1 else ''
 
 # %% ../nbs/01_data.ipynb #c3ad8a9d
-def says(
+def folder_words(
     name: str,  # of a folder
     classes=()  # names of the folders of real and of fake images; (): the words in use
-) -> Said:
+) -> FolderWords:
     "The split and the class that a folder's name says, each '' when it says none or several."
-    found = words(name)
+    found = name_words(name)
     split = only({SPLIT_WORDS[w] for w in found if w in SPLIT_WORDS})
     if classes:
         named = dict(zip((c.casefold() for c in classes), ('real', 'fake')))
         label = named.get(name.casefold(), '')
-        return Said('' if label else split, label, bool(label))
+        return FolderWords('' if label else split, label, bool(label))
     label = only({CLASS_WORDS[w] for w in found if w in CLASS_WORDS})
     if DOUBT_WORDS & set(found): label = ''
     rest = set(found) - set(CLASS_WORDS) - set(SPLIT_WORDS) - PLAIN_WORDS
-    return Said(split, label, bool(label and not rest))
+    return FolderWords(split, label, bool(label and not rest))
 
 # %% ../nbs/01_data.ipynb #94e04559
 def folder_tree(
@@ -122,13 +122,13 @@ class ClassFolder(NamedTuple):
 def holds_both(
     folder: Path,
     tree: dict,  # from `folder_tree`
-    classes=()   # see `says`
+    classes=()  # see `folder_words`
 ) -> bool:
     "Whether folders that say nothing but their class lie in it, at any depth, for both classes."
     todo, found = [folder], set()
     while todo and len(found) < 2:
         below = tree[todo.pop()]
-        found |= {s.label for s in (says(f.name, classes) for f in below) if s.plain}
+        found |= {s.label for s in (folder_words(f.name, classes) for f in below) if s.plain}
         todo += below
     return len(found) == 2
 
@@ -136,10 +136,10 @@ def holds_both(
 def classes_in(
     folder: Path,
     tree: dict,  # from `folder_tree`
-    classes=()   # see `says`
+    classes=()  # see `folder_words`
 ) -> dict:
     "`{subfolder: Said}` of the class folders directly in a folder."
-    said = {f: s for f in tree[folder] if (s := says(f.name, classes)).label
+    said = {f: s for f in tree[folder] if (s := folder_words(f.name, classes)).label
             and not holds_both(f, tree, classes)}
     plain = {f: s for f, s in said.items() if s.plain}
     return plain if {s.label for s in plain.values()} == set(CLASSES) else said
@@ -148,10 +148,10 @@ def classes_in(
 def splits_below(
     rows: list,  # `ClassFolder`s of one folder
     tree: dict,  # from `folder_tree`
-    classes=()   # see `says`
+    classes=()  # see `folder_words`
 ) -> list:
     "The same rows, or a row for each split where all that class folders hold is splits."
-    below = [(r, f, says(f.name, classes)) for r in rows for f in tree[r.folder]]
+    below = [(r, f, folder_words(f.name, classes)) for r in rows for f in tree[r.folder]]
     inside = {r.folder for r, _, s in below if s.split and not s.label and not r.split}
     if len(inside) < len(rows) or not all(s.split and not s.label for _, _, s in below): return rows
     return [r._replace(split=s.split, folder=f) for r, f, s in below]
@@ -178,7 +178,7 @@ def read_folders(
     rows, splits, others = class_rows(folder, tree, classes, home, split, via), [], []
     used = {r.folder for r in rows} | {r.folder.parent for r in rows}
     for f in tree[folder] if depth else ():
-        s = says(f.name, classes).split
+        s = folder_words(f.name, classes).split
         inside = (home, split, via + (f.name,)) if split else (folder, s, ()) if s else ()
         if f not in used and f.name.lower() not in MASKS:
             into = splits if s and not split else others
@@ -196,7 +196,7 @@ def two_readings(folder, a, b, *_):  # the sentence for class folders at differe
 # %% ../nbs/01_data.ipynb #aa279ffa
 TABLES = ('.csv', '.tsv', '.jsonl', '.parquet', '.xlsx')
 
-def seen(
+def folders_text(
     root: Path,
     tree: dict,  # from `folder_tree`
     most=8       # folders to name
@@ -250,8 +250,10 @@ def class_folders(
     labels = {r.label for r in found}
     if not found or names and len(labels) < 2:
         wanted = '/ and '.join(names or ('real', 'fake')) + '/'
-        raise FaceError(f'{root}: no class folders {wanted}, with or without splits; '
-                        f'{seen(root, tree)}; --classes REAL FAKE names the two that are meant')
+        raise FaceError(
+            f'{root}: no class folders {wanted}, with or without splits; '
+            f'{folders_text(root, tree)}; --classes REAL FAKE names the two that are meant'
+        )
     homes = list(dict.fromkeys(r.home for r in found))
     return sorted(found, key=lambda r: (homes.index(r.home), SPLITS.index(r.split or 'train'),
                                         CLASSES.index(r.label), r.folder))
@@ -291,7 +293,7 @@ def described(
     below = folder.relative_to(row.folder).parts
     if MASKS & {n.lower() for n in below}: return ()
     kinds = row.via[:1] + below[:1]
-    own = kinds == (row.folder.name,) and says(*kinds).plain  # fake/ beside deepfake/
+    own = kinds == (row.folder.name,) and folder_words(*kinds).plain  # fake/ beside deepfake/
     generator = kinds[-1] if kinds and not own else made_by
     return (row.label, row.split, name, '/'.join((name,) + kinds),
             generator if row.label == 'fake' else '')
@@ -404,7 +406,7 @@ def check_both(
         for c in set(CLASSES) - set(part.label):
             where = f' in {split}/' if split else ''
             raise FaceError(f'{root}: no {c}/ images{where}; both classes are needed; '
-                            f'{seen(Path(root), folder_tree(Path(root)))}')
+                            f'{folders_text(Path(root), folder_tree(Path(root)))}')
 
 # %% ../nbs/01_data.ipynb #ef3883fd
 def join_roots(
@@ -515,7 +517,7 @@ def inspect_image(
                 quality=quality, bytes=len(data), hash=dhash(im))
 
 # %% ../nbs/01_data.ipynb #d7857034
-def take(
+def take_images(
     root,       # data set
     paths,      # candidates in the order they are wanted
     n,          # how many to take; 0: all
@@ -529,7 +531,7 @@ def take(
     def facts(p):
         try: return inspect_image(root, p)
         except ImageError as e: return p, e.cause
-    for f in ahead(facts, paths, os.cpu_count(), 32):
+    for f in map_ahead(facts, paths, os.cpu_count(), 32):
         if bar is not None: bar.update()
         d = bits_apart(f['hash'][None], known)[0].min(initial=256) if isinstance(f, dict) else 256
         if isinstance(f, tuple): passed.append(f)
@@ -559,7 +561,7 @@ def in_turn(
 def chosen(
     root, files,  # of one split, from `fill_splits`
     n,            # images, half of each class; 0: all that balance allows
-    known, seen,  # see `take`
+    known, seen,  # see `take_images`
     near=24, seed=42, per_source=0, bar=None
 ):
     """Facts of the images taken by class, as many of each, and `(path, label, reason)` of those
@@ -567,7 +569,7 @@ def chosen(
     best, passed = {}, []
     for label in CLASSES:
         paths = in_turn(files[files.label == label], seed, per_source)
-        best[label], bad = take(root, paths, n // 2, known, seen, near, bar)
+        best[label], bad = take_images(root, paths, n // 2, known, seen, near, bar)
         passed += [(p, label, why) for p, why in bad]
     least = min(map(len, best.values()))
     return {c: facts[:least] for c, facts in best.items()}, passed
@@ -583,7 +585,7 @@ def check_counts(counts):  # see `sample`; one image cannot be half of each clas
                         'or 0 for all that balance allows')
 
 # %% ../nbs/01_data.ipynb #a4984576
-REASONS = {'same bytes': 'copies', 'near-duplicate': 'near-duplicates', 'damaged': 'damaged'}
+REASONS = {'same bytes': 'corruptions', 'near-duplicate': 'near-duplicates', 'damaged': 'damaged'}
 
 def reason_kind(
     reason: str # of `sample`
@@ -626,7 +628,7 @@ def sample(
     root,          # data set, or a folder with some in it
     counts,        # {split: n}: at most n images, half of each class; 0: all that balance allows
     seed=42,       # of the order
-    near=24,       # see `take`
+    near=24,  # see `take_images`
     share=0.15,    # see `fill_splits`
     generator='',  # what made the fakes of which no folder tells it, '' when unknown
     source='',     # name of the data set; the folder's name by default
@@ -671,7 +673,8 @@ def leaks(
     """Pairs of images of different splits that are the same or nearly so: DataFrame of `a`, `b`,
     `bits`."""
     hashes = np.stack(
-        list(ahead(lambda p: inspect_image(root, p)['hash'], manifest.path, os.cpu_count(), 32)))
+        list(map_ahead(lambda p: inspect_image(root, p)['hash'], manifest.path, os.cpu_count(), 32))
+    )
     paths, splits, rows = manifest.path.to_numpy(), manifest.split.to_numpy(), []
     for i in range(len(hashes)):
         d = bits_apart(hashes[i][None], hashes[i+1:])[0]
@@ -680,7 +683,7 @@ def leaks(
     return pd.DataFrame(rows, columns=['a', 'b', 'bits'])
 
 # %% ../nbs/01_data.ipynb #f2952afb
-def span(
+def range_text(
     values  # numbers
 ):
     "`median (min-max)`, or the one value when all are equal."
@@ -696,10 +699,17 @@ def audit(
     show."""
     g = manifest.groupby(list(by))
     formats = lambda f: ', '.join(f'{k} {v}' for k, v in f.value_counts().items())
-    kilobytes = g.bytes.agg(lambda b: span((b / 1000).round(1)))
+    kilobytes = g.bytes.agg(lambda b: range_text((b / 1000).round(1)))
     return pd.DataFrame(
-        dict(images=g.size(), format=g.format.agg(formats), width=g.width.agg(span),
-             height=g.height.agg(span), quality=g.quality.agg(span), kilobytes=kilobytes))
+        dict(
+            images=g.size(),
+            format=g.format.agg(formats),
+            width=g.width.agg(range_text),
+            height=g.height.agg(range_text),
+            quality=g.quality.agg(range_text),
+            kilobytes=kilobytes,
+        )
+    )
 
 # %% ../nbs/01_data.ipynb #ca8fa47f
 def save_manifest(
@@ -731,8 +741,14 @@ def check_files(
         try: return digest(read_bytes(Path(root)/path, path)) == sha256
         except ImageError: return False
 
-    known = tqdm(ahead(lambda f: same(*f), zip(manifest.path, manifest.sha256), os.cpu_count(), 32),
-                 'comparing images', len(manifest), unit=' images', delay=2, leave=False)
+    known = tqdm(
+        map_ahead(lambda f: same(*f), zip(manifest.path, manifest.sha256), os.cpu_count(), 32),
+        'comparing images',
+        len(manifest),
+        unit=' images',
+        delay=2,
+        leave=False,
+    )
     if other := [p for p, ok in zip(manifest.path, known) if not ok]:
         raise FaceError(
             f'{root}: {len(other)} of {len(manifest)} images are not the files that the '

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'FORMATS', 'SUFFIXES', 'SIGNS', 'INSTEAD', 'UNREAD', 'END', 'JUNK', 'TURNS', 'LITTER',
-           'MAX_FILES', 'MAX_ENTRIES', 'METHODS', 'read_bytes', 'is_raw', 'file_kind', 'foreign', 'reason', 'reduce',
-           'finished', 'shows_all', 'lean', 'opened', 'eight_bits', 'to_rgb', 'read_image', 'open_image', 'is_hidden',
-           'is_wanted', 'passed_text', 'leads_away', 'file_head', 'walk_images', 'Images', 'find_images', 'zip_images',
-           'zip_head', 'zip_entry']
+           'MAX_FILES', 'MAX_ENTRIES', 'METHODS', 'read_bytes', 'is_raw', 'file_kind', 'foreign_format', 'reason',
+           'reduce', 'finished', 'shows_all', 'decoder_input', 'opened', 'eight_bits', 'to_rgb', 'read_image',
+           'open_image', 'is_hidden', 'is_wanted', 'passed_text', 'leads_away', 'file_head', 'walk_images', 'Images',
+           'find_images', 'zip_images', 'zip_head', 'zip_entry']
 
 # %% ../nbs/lib/03_images.ipynb #dcfbc46a
 import io, os, re, warnings, zlib
@@ -106,7 +106,7 @@ INSTEAD = {
     'ZIP archive': 'a ZIP archive; unpack it, or drop it into the demo',
     'other': 'not an image (JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC or AVIF)'}
 
-def foreign(
+def foreign_format(
     kind  # see `file_kind`
 ):
     "Why a file of this kind is refused, and what to do."
@@ -164,7 +164,7 @@ def shows_all(
     return checksum(data) == checksum(data[:-2] + JUNK + END)
 
 # %% ../nbs/lib/03_images.ipynb #a1763cf6
-def lean(
+def decoder_input(
     data,  # encoded bytes
     kind   # format
 ):
@@ -188,12 +188,12 @@ def opened(
     """A lazily opened PIL image whose header has been checked, with `note` (see `reduce`); every
     failure inside the block is an `ImageError`."""
     kind = file_kind(data)
-    if kind not in FORMATS: raise ImageError(name, foreign(kind))
+    if kind not in FORMATS: raise ImageError(name, foreign_format(kind))
     Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Pillow warns of what is checked just below
-            data, scans, endless = lean(data, kind)
+            data, scans, endless = decoder_input(data, kind)
             with Image.OPEN[kind][0](Counted(data), '') as im:
                 check_size(im, scans, name, max_pixels)
                 if endless and not shows_all(data, max_pixels): raise OSError('truncated')

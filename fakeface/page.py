@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ZONES', 'NAMES', 'GROUPS', 'axis_place', 'percent', 'exact', 'segment', 'over_axis', 'axis_text', 'score_axis',
-           'card_rows', 'verdict_counts', 'spelt', 'bar_row', 'legend', 'verdict_bars', 'read_card', 'encoded',
+           'card_rows', 'verdict_counts', 'spelled_name', 'bar_row', 'legend', 'verdict_bars', 'read_card', 'encoded',
            'inline', 'as_csv']
 
 # %% ../nbs/lib/12_page.ipynb #9a9e0002
@@ -128,7 +128,7 @@ NAMES = {
     'stylegan3': 'StyleGAN3', 'faceshq': 'StyleGAN, two more sites', 'sfhq': 'SFHQ (StyleGAN2)',
     'dfdc-swap': 'face swaps (DFDC)'}
 
-def spelt(
+def spelled_name(
     name,  # of a source
     label  # 'fake' or 'real'
 ):
@@ -142,7 +142,7 @@ def bar_row(
 ):
     "A row of the picture: name, bar of the three verdicts, share called AI-generated."
     low, high = wilson(c['fake'], c['n'])
-    name = escape(spelt(c['name'], c['label']))
+    name = escape(spelled_name(c['name'], c['label']))
     parts = ''.join(segment(100 * c[z] / c['n'], z) for z in reversed(ZONES))
     told = ', '.join(f'{c[z]} {ZONES[z][0]}' for z in reversed(ZONES))
     cell = 'style="border:0;padding:.15rem .4rem .15rem 0;text-align:left;font-weight:400'

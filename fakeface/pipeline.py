@@ -262,7 +262,7 @@ def writing(
     """Hold the run for this process. Raises `FaceError` when another holds it, or when the folder
     cannot be written, also later in the block."""
     try:
-        with alone(Path(run_dir)/'config.yaml'): yield
+        with hold_file(Path(run_dir)/'config.yaml'): yield
     except (OSError, PapermillExecutionError) as e:
         known = re.match(r'\[Errno (\d+)\]', getattr(e, 'evalue', str(e)))
         code = int(known[1]) if known else 0
@@ -284,7 +284,7 @@ def run(
     # threads that wait for each other give way: beside another training, steps of half the time
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     with writing(run_dir):
-        sweep(run_dir)
+        remove_leftovers(run_dir)
         done = load_json(run_dir/'steps.json') if (run_dir/'steps.json').is_file() else {}
         for i, s in enumerate(steps[:steps.index(until) + 1], 1):
             complete = done.get(s) == keys[s]

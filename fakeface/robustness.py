@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 
 from .core import *
 from .images import *
-from .corrupt import VERSIONS
+from .corrupt import STABILITY_SET
 from .dataset import *
 from .evaluate import plot_reliability
 from .metrics import *
@@ -64,23 +64,30 @@ def effect(
     auc = lambda y, s: dict(auc=(rankdata(s)[y].mean() - (y.sum() + 1) / 2) / (~y).sum())
     low, high = ece_if_perfect(after, min(bootstrap, 500), seed)
     return dict(
-        accuracy=share(right.sum(), n), caught=share(right[fake].sum(), fake.sum()),
-        cleared=share(right[~fake].sum(), (~fake).sum()),
+        accuracy=proportion(right.sum(), n),
+        tpr=proportion(right[fake].sum(), fake.sum()),
+        tnr=proportion(right[~fake].sum(), (~fake).sum()),
         auc=bootstrap_all(auc, fake, after, bootstrap, seed)['auc'],
-        calibration=dict(ece=ece(fake, after), low=low, high=high), answered=share(sure.sum(), n),
-        wrong=share((sure & ~right).sum(), sure.sum()), changed=share((now != was).sum(), n),
-        flipped=share((now * was < 0).sum(), n), drift=logit_shift(labels, before, after))
+        calibration=dict(ece=ece(fake, after), low=low, high=high),
+        coverage=proportion(sure.sum(), n),
+        selective_risk=proportion((sure & ~right).sum(), sure.sum()),
+        changed=proportion((now != was).sum(), n),
+        flipped=proportion((now * was < 0).sum(), n),
+        logit_shift=logit_shift(labels, before, after),
+    )
 
 # %% ../nbs/06_robustness.ipynb #ba88254b
 def inconsistency(
-    scores: pd.DataFrame,  # from `judge_copies`, one column a version
+    scores: pd.DataFrame,  # from `predict_corrupted`, one column a version
     band: tuple            # (low, high) of the checkpoint
 ) -> dict:
     """Images whose versions are called both real and fake: a `share`, the number of versions and
     the share of uncertain verdicts."""
     s = signed_verdicts(scores.to_numpy(), band)
     both = (s < 0).any(1) & (s > 0).any(1)
-    return share(both.sum(), len(s)) | dict(versions=s.shape[1], uncertain=float((s == 0).mean()))
+    return proportion(both.sum(), len(s)) | dict(
+        versions=s.shape[1], uncertain=float((s == 0).mean())
+    )
 
 # %% ../nbs/06_robustness.ipynb #add4af71
 def inconsistency_text(
@@ -96,18 +103,22 @@ def inconsistency_text(
 # %% ../nbs/06_robustness.ipynb #25042704
 def robustness(
     labels: np.ndarray,   # (N,) 'fake' or 'real'
-    scores: pd.DataFrame, # from `judge_copies`: as they are, `copies` and `VERSIONS`
-    copies: list[str],    # corruptions to tell of
+    scores: pd.DataFrame, # from `predict_corrupted`: as they are, `corruptions` and `STABILITY_SET`
+    corruptions: list[str],  # corruptions to tell of
     threshold: float, band: tuple,  # of the checkpoint
     bootstrap: int = 500, # resamples
     seed: int = 42        # of the resampling
 ) -> dict:
     """All that is told of one model: `{threshold, band, rows, flips}`, a row for the files as they
     are and one for each corruption, see `effect` and `inconsistency`."""
-    before, versions = scores[''].to_numpy(), scores[list(VERSIONS)]
-    rows = [dict(copy=c, **effect(labels, before, scores[c].to_numpy(), threshold, band, bootstrap,
-                                  seed))
-            for c in ('', *copies)]
+    before, versions = scores[''].to_numpy(), scores[list(STABILITY_SET)]
+    rows = [
+        dict(
+            corruption=c,
+            **effect(labels, before, scores[c].to_numpy(), threshold, band, bootstrap, seed),
+        )
+        for c in ('', *corruptions)
+    ]
     hard = inconsistency(versions, (threshold, threshold))
     return dict(threshold=threshold, band=list(band), rows=rows,
                 flips=inconsistency(versions, band) | dict(threshold=hard))
@@ -118,10 +129,10 @@ def robustness_table(
 ) -> pd.DataFrame:
     "How good the model is after each corruption, one row each, as text with 95 % intervals."
     return pd.DataFrame([{
-        'file': r['copy'] or 'as it is', 'accuracy': percent(r['accuracy']),
-        'fakes caught': percent(r['caught']), 'reals cleared': percent(r['cleared']),
+        'file': r['corruption'] or 'as it is', 'accuracy': percent(r['accuracy']),
+        'fakes caught': percent(r['tpr']), 'reals cleared': percent(r['tnr']),
         'AUC': number(r['auc']), 'calibration error': calibration_text(r),
-        'get an answer': percent(r['answered']), 'of these wrong': percent(r['wrong'])
+        'get an answer': percent(r['coverage']), 'of these wrong': percent(r['selective_risk'])
     } for r in model['rows']])
 
 # %% ../nbs/06_robustness.ipynb #ffbfe797
@@ -131,11 +142,18 @@ def shift_table(
     """How far scores and verdicts moved from those of the file as it is, one row a corruption, as
     text."""
     moved = lambda q: '{:+.2f} ({:+.2f} to {:+.2f})'.format(*q)
-    return pd.DataFrame([{
-        'file': r['copy'], 'log-odds of fakes': moved(r['drift']['fake']),
-        'log-odds of reals': moved(r['drift']['real']), 'another verdict': percent(r['changed']),
-        'real to fake or back': percent(r['flipped'])
-    } for r in model['rows'][1:]])
+    return pd.DataFrame(
+        [
+            {
+                'file': r['corruption'],
+                'log-odds of fakes': moved(r['logit_shift']['fake']),
+                'log-odds of reals': moved(r['logit_shift']['real']),
+                'another verdict': percent(r['changed']),
+                'real to fake or back': percent(r['flipped']),
+            }
+            for r in model['rows'][1:]
+        ]
+    )
 
 # %% ../nbs/06_robustness.ipynb #5ae0e343
 # the number with which a corruption does nothing; of the others 0
@@ -143,12 +161,12 @@ NO_EFFECT = dict(jpeg=101, webp=101, scale=1, screenshot=1, gamma=1)
 
 # %% ../nbs/06_robustness.ipynb #46501be0
 def by_kind(
-    copies: list[str]  # corruptions
+    corruptions: list[str]  # corruptions
 ) -> dict[str, list[str]]:
     """`{kind: copies in the order of its axis}`, the file as it is ('') among them: first, or
     between the two sides of a kind that has two."""
     groups = {}
-    for c in filter(None, copies):
+    for c in filter(None, corruptions):
         groups.setdefault('+'.join(p.partition(':')[0] for p in c.split('+')), []).append(c)
     for kind, g in groups.items():
         at = lambda c: float(c.partition(':')[2]) if c else NO_EFFECT.get(kind, 0)
@@ -158,17 +176,17 @@ def by_kind(
 
 # %% ../nbs/06_robustness.ipynb #fd368d3f
 def strength_label(
-    copy  # a corruption, or '' for none
+    corruption  # a corruption, or '' for none
 ):
     "Its number, or those of a chain, as a label of the axis."
-    return '+'.join(p.partition(':')[2] for p in copy.split('+')) or 'as is'
+    return '+'.join(p.partition(':')[2] for p in corruption.split('+')) or 'as is'
 
 # %% ../nbs/06_robustness.ipynb #d08cdef8
 def in_the_middle(
-    copies  # corruptions, '' among them or not
+    corruptions  # such as 'jpeg:75+crop:0.1', '' among them or not
 ):
     "The file as it is, and of each kind of corruption the one in the middle of its strengths."
-    strengths = [[c for c in g if c] for g in by_kind(copies).values()]
+    strengths = [[c for c in g if c] for g in by_kind(corruptions).values()]
     return ['', *(g[len(g) // 2] for g in strengths if g)]
 
 # %% ../nbs/06_robustness.ipynb #82f3b73a
@@ -179,7 +197,7 @@ def beside_table(
     below it what becomes of the verdicts on nine versions of each image."""
     table = {}
     for name, m in result['models'].items():
-        table[name] = {r['copy'] or 'as it is': percent(r['accuracy']) for r in m['rows']} | {
+        table[name] = {r['corruption'] or 'as it is': percent(r['accuracy']) for r in m['rows']} | {
             'called real and fake in nine versions': percent(m['flips']),
             '"uncertain" among these verdicts': f'{100 * m["flips"]["uncertain"]:.1f} %'}
     return pd.DataFrame(table).reset_index(names=f'file ({result["n"]} images)')
@@ -198,7 +216,7 @@ def plot_lines(
 ):
     "A line with intervals for each model; markers are moved apart so that intervals can be seen."
     for i, (name, m) in enumerate(models.items()):
-        found = {r['copy']: get(r) for r in m['rows']}
+        found = {r['corruption']: get(r) for r in m['rows']}
         colour, marker, line = LINE_STYLES[i % len(LINE_STYLES)]
         y, low, high = np.array([found[c] for c in order]).T
         ax.errorbar(np.arange(len(order)) + .17 * (i - (len(models) - 1) / 2), y,
@@ -215,7 +233,7 @@ def plot_panels(
 ) -> plt.Figure:
     "A figure with a column for each kind of corruption and a row for each thing measured."
     models = result['models']
-    groups = by_kind(r['copy'] for r in next(iter(models.values()))['rows'])
+    groups = by_kind(r['corruption'] for r in next(iter(models.values()))['rows'])
     fig, axes = plt.subplots(len(rows), len(groups),
                              figsize=(1.2 * len(groups) + 1.2, 1.5 * len(rows) + 1), sharex='col',
                              sharey='row', squeeze=False)
@@ -240,7 +258,7 @@ def plot_robustness(
 ) -> plt.Figure:
     """Accuracy, AUC and the share that gets an answer, with 95 % intervals, by strength of each
     corruption."""
-    shown = {'accuracy': 'accuracy', 'AUC': 'auc', 'get an answer': 'answered'}
+    shown = {'accuracy': 'accuracy', 'AUC': 'auc', 'get an answer': 'coverage'}
     return plot_panels(result, {label: interval_of(key) for label, key in shown.items()})
 
 # %% ../nbs/06_robustness.ipynb #8cd6778e
@@ -249,8 +267,8 @@ def plot_shift(
 ) -> plt.Figure:
     """How far the log-odds moved (median, 5 to 95 % of the images), and how many verdicts changed
     and flipped (95 % intervals), by strength of each corruption."""
-    return plot_panels(result, {'log-odds,\nfakes': lambda r: r['drift']['fake'],
-                                'log-odds,\nreals': lambda r: r['drift']['real'],
+    return plot_panels(result, {'log-odds,\nfakes': lambda r: r['logit_shift']['fake'],
+                                'log-odds,\nreals': lambda r: r['logit_shift']['real'],
                                 'another\nverdict': interval_of('changed'),
                                 'real to fake\nor back': interval_of('flipped')})
 
@@ -281,7 +299,7 @@ def checkpoints(
 # %% ../nbs/06_robustness.ipynb #26802545
 def plot_calibration(
     labels,  # (N,) 'fake' or 'real'
-    scores   # {name: from `judge_copies`}
+    scores  # {name: from `predict_corrupted`}
 ):
     """Reliability diagrams of the files as they are and of up to four JPEG copies, a row for each
     model."""
@@ -299,7 +317,7 @@ def plot_calibration(
 # %% ../nbs/06_robustness.ipynb #2a3a4174
 def scores_table(
     test: pd.DataFrame,             # images that were judged
-    scores: dict[str, pd.DataFrame] # model -> from `judge_copies`
+    scores: dict[str, pd.DataFrame] # model -> from `predict_corrupted`
 ) -> pd.DataFrame:
     "All scores as one table: a row an image and model, a column a corruption."
     return pd.concat([
@@ -312,28 +330,29 @@ def save_robustness(
     run: Run,                 # the folder, the data set and the device
     test: pd.DataFrame,       # images to judge: manifest
     models: dict[str, Path],  # name -> checkpoint
-    copies: list[str],        # corruptions
+    corruptions: list[str],   # corruptions
     *, batch_size: int = 32,  # images judged at once
     workers: int = 0,         # processes that decode and corrupt
     bootstrap: int = 500,     # resamples
     seed: int = 42            # of the resampling
 ) -> dict:
     """Judge every image after every corruption and in its nine versions, by every model; writes
-    copies.csv, robustness.json and the figures, and returns what robustness.json holds."""
-    copies, told, scores = [c for c in dict.fromkeys(copies) if c], {}, {}
-    judged = list(dict.fromkeys(['', *copies, *VERSIONS]))
+    corruptions.csv, robustness.json and the figures, and returns what robustness.json holds."""
+    corruptions, told, scores = [c for c in dict.fromkeys(corruptions) if c], {}, {}
+    judged = list(dict.fromkeys(['', *corruptions, *STABILITY_SET]))
     for name, path in models.items():
         model, meta = load_checkpoint(path)
         model = model.to(run.device, memory_format=torch.channels_last)
-        s = scores[name] = judge_copies(model, meta, run.data['root'], test, judged, run.device,
-                                        batch_size, workers)
+        s = scores[name] = predict_corrupted(
+            model, meta, run.data['root'], test, judged, run.device, batch_size, workers
+        )
         told[name] = dict(sha256=digest(Path(path).read_bytes())) | robustness(
-            test.label, s, copies, meta['threshold'], meta['band'], bootstrap, seed)
+            test.label, s, corruptions, meta['threshold'], meta['band'], bootstrap, seed)
     result = dict(n=len(test), images=digest(sorted(test.path)), models=told)
-    run.save_table(scores_table(test, scores), 'copies')
+    run.save_table(scores_table(test, scores), 'corruptions')
     run.save_json(result, 'robustness')
     run.save_figure(plot_robustness(result), 'robustness')
-    run.save_figure(plot_shift(result), 'drift')
+    run.save_figure(plot_shift(result), 'logit_shift')
     run.save_figure(plot_calibration(test.label, scores), 'reliability')
     return result
 

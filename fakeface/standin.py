@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HAIR', 'SKIN', 'BAYER', 'SMOOTH', 'STRENGTH', 'OVERLAP', 'COPY', 'STANDIN_VERSION', 'fractal', 'Canvas', 'oval',
-           'hue', 'background', 'shade', 'palette', 'arc', 'between', 'draw_eyes', 'draw_nose_and_mouth', 'draw_body',
-           'draw_head', 'draw_hair', 'draw_face', 'filters', 'demosaic', 'camera', 'shrink', 'enlarge',
-           'learned_kernel', 'generator', 'make_pair', 'write_standin', 'make_standin']
+           'random_colour', 'background', 'head_light', 'palette', 'arc_points', 'between', 'draw_eyes',
+           'draw_nose_and_mouth', 'draw_body', 'draw_head', 'draw_hair', 'draw_face', 'filters', 'demosaic', 'camera',
+           'shrink', 'enlarge', 'learned_kernel', 'generator', 'make_pair', 'write_standin', 'make_standin']
 
 # %% ../nbs/lib/07_standin.ipynb #f226a4d7
 import io, os, shutil, time
@@ -97,7 +97,7 @@ def oval(
     return np.stack([x + rx * bend(c), y + ry * bend(s)], -1)
 
 # %% ../nbs/lib/07_standin.ipynb #66dba0a5
-def hue(
+def random_colour(
     rng:np.random.Generator,
     low:float=.1, high:float=.9 # darkest and brightest
 )->np.ndarray:
@@ -107,14 +107,14 @@ def hue(
 # %% ../nbs/lib/07_standin.ipynb #f1a3c1cb
 def background(c:Canvas, rng:np.random.Generator):
     "Fill the canvas with a wall, or with foliage or cloth, in two colours."
-    n, (a, b) = c.size, (hue(rng), hue(rng))
+    n, (a, b) = c.size, (random_colour(rng), random_colour(rng))
     field = fractal(rng, n, (4, 8, 16), rng.uniform(.7, 1.1))
     if rng.uniform() < .5: field += .5 * fractal(rng, n, (24, 48, 96, 192), .9)
     field += rng.uniform(.05, .2) * rng.standard_normal((n, n), np.float32)
     c.rgb[:] = a + (b - a) * (1 / (1 + np.exp(-1.2 * field)))[..., None] + .05 * field[..., None]
 
 # %% ../nbs/lib/07_standin.ipynb #fdd3420a
-def shade(
+def head_light(
     c:Canvas,
     light:np.ndarray, # direction towards the light, (3,): right, down, out
     w:float=.78       # half-width of the head
@@ -139,7 +139,7 @@ def palette(
     return table[i] + t * (table[i+1] - table[i])
 
 # %% ../nbs/lib/07_standin.ipynb #7cd64ae3
-def arc(x:float, y:float, w:float, h:float)->np.ndarray:
+def arc_points(x:float, y:float, w:float, h:float)->np.ndarray:
     "Points on a parabola over x - w to x + w, h high in its middle: (20, 2)."
     t = np.linspace(-1, 1, 20)
     return np.stack([x + w * t, y + h * (1 - t * t)], -1)
@@ -154,16 +154,24 @@ def draw_eyes(c:Canvas, rng:np.random.Generator,
     skin:np.ndarray, brows:np.ndarray # colours, (3,)
 ):
     "Eyes with a white, an iris, a pupil and a lid, and a brow above each."
-    iris, opening, look = hue(rng, .15, .5), rng.uniform(.05, .085), rng.normal(0, .02, 2)
+    iris, opening, look = random_colour(rng, .15, .5), rng.uniform(.05, .085), rng.normal(0, .02, 2)
     for x in (-.31, .31):
         c.paint(.45 * c.mask(oval(x, -.1, .2, .13), soft=.06), skin * .55)
-        white = c.mask(between(arc(x, -.08, .155, -opening), arc(x, -.08, .155, .6 * opening)))
+        white = c.mask(
+            between(
+                arc_points(x, -0.08, 0.155, -opening), arc_points(x, -0.08, 0.155, 0.6 * opening)
+            )
+        )
         c.paint(white, (.93, .92, .9))
         for r, colour in ((.08, iris), (.04, (.03, .03, .03))):
             c.paint(white * c.mask(oval(x + look[0], -.085 + look[1], r, r)), colour)
-        lid = between(arc(x, -.1, .155, -opening), arc(x, -.07, .155, -opening))
+        lid = between(arc_points(x, -.1, .155, -opening), arc_points(x, -.07, .155, -opening))
         c.paint(.85 * c.mask(lid), skin * .22)
-        c.paint(.85 * c.mask(between(arc(x, -.27, .18, -.06), arc(x, -.23, .18, -.06))), brows)
+        c.paint(
+            0.85
+            * c.mask(between(arc_points(x, -0.27, 0.18, -0.06), arc_points(x, -0.23, 0.18, -0.06))),
+            brows,
+        )
 
 # %% ../nbs/lib/07_standin.ipynb #10a27f68
 def draw_nose_and_mouth(c:Canvas, rng:np.random.Generator,
@@ -177,7 +185,9 @@ def draw_nose_and_mouth(c:Canvas, rng:np.random.Generator,
     c.paint(.4 * c.mask(oval(0, .34, .14, .05), soft=.035), skin * .5)
     for x in (-.08, .08): c.paint(.75 * c.mask(oval(x, .31, .04, .026), soft=.012), skin * .28)
     lips, line = skin * rng.uniform((.75, .4, .4), (.95, .65, .65)), .6 - smile
-    bow = lambda low, high: between(arc(0, line, w, smile + low), arc(0, line, w, smile + high))
+    bow = lambda low, high: between(
+        arc_points(0, line, w, smile + low), arc_points(0, line, w, smile + high)
+    )
     c.paint(c.mask(bow(-.055, .075), soft=.008), lips)
     c.paint(.8 * c.mask(bow(-.008, .012)), lips * .3)
 
@@ -190,12 +200,12 @@ def draw_body(c:Canvas, rng:np.random.Generator,
     y = rng.uniform(1.35, 1.7)
     shape = [(-3, y + .6), (-.5, y - .25), (0, y), (.5, y - .25), (3, y + .6), (3, 6), (-3, 6)]
     weave = .12 * fractal(rng, c.size, (6, 12, 64, 128))
-    c.paint(c.mask(shape, False), hue(rng) * (1 + weave[..., None]))
+    c.paint(c.mask(shape, False), random_colour(rng) * (1 + weave[..., None]))
 
 # %% ../nbs/lib/07_standin.ipynb #7e53a5db
 def draw_head(c:Canvas, rng:np.random.Generator,
     skin:np.ndarray, # colour, (3,)
-    form:np.ndarray  # from `shade`
+    form:np.ndarray  # from `head_light`
 ):
     "Ears and the head itself, shaded, with pores."
     w = rng.uniform(.68, .82)
@@ -207,7 +217,7 @@ def draw_head(c:Canvas, rng:np.random.Generator,
 # %% ../nbs/lib/07_standin.ipynb #07d9d3a0
 def draw_hair(c:Canvas, rng:np.random.Generator,
     colour:np.ndarray, # of the hair, (3,)
-    form:np.ndarray    # from `shade`
+    form:np.ndarray  # from `head_light`
 ):
     "A cap of hair whose strands run away from the crown, over the forehead."
     noise = rng.standard_normal((16, 512), np.float32)
@@ -215,7 +225,7 @@ def draw_hair(c:Canvas, rng:np.random.Generator,
     at = (a * rng.uniform(25, 60) + 256).astype(np.float32), (r * 4 + 1).astype(np.float32)
     strands = cv2.remap(noise, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     cap = between(oval(0, .05, .86, rng.uniform(1.1, 1.3), 2.2, (.48, 1.02)),
-                  arc(0, rng.uniform(-.2, .1), .75, rng.uniform(-.6, -.4)))
+                  arc_points(0, rng.uniform(-.2, .1), .75, rng.uniform(-.6, -.4)))
     c.paint(c.mask(cap, False, .012), colour * (.55 + .6 * form * (1 + .38 * strands))[..., None])
 
 # %% ../nbs/lib/07_standin.ipynb #3c248704
@@ -228,7 +238,7 @@ def draw_face(
                rng.normal(0, (.22, .1, .1)).clip(-.45, .45))
     side = rng.choice((-1, 1))  # where the light comes from
     light = np.array([side * rng.uniform(.2, .9), rng.uniform(-.9, .1), rng.uniform(.4, .9)])
-    form = shade(c, light / np.linalg.norm(light))
+    form = head_light(c, light / np.linalg.norm(light))
     skin, hair = palette(SKIN, rng), palette(HAIR, rng)
     background(c, rng)
     draw_body(c, rng, skin)

@@ -88,7 +88,7 @@ def main(n, seed=0):
     rng, kills = Random(seed), Counter()
     with tempfile.TemporaryDirectory() as d:
         data = make_standin(Path(d)/'faces', n_train=32, n_valid=12, n_test=12, size=64)
-        first = ['--quick', '--data', data, *options(SETS)]
+        first = ['--smoke', '--data', data, *options(SETS)]
         took = left_alone(*first, '--out', Path(d)/'straight')
         straight, = (Path(d)/'straight').iterdir()
         steps, out = list(took), Path(d)/'killed'

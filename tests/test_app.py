@@ -21,7 +21,7 @@ from streamlit.testing.v1 import AppTest
 from fakeface import detector as detecting, images
 from fakeface.claims import NO_CLAIM
 from fakeface.core import FAKE
-from fakeface.detector import (COLUMNS, FIGURES, METHODS, SAYS, SHIPPED, Detector, band_from,
+from fakeface.detector import (COLUMNS, FIGURES, METHODS, PHRASES, SHIPPED, Detector, band_from,
                                decided, examples, table_row)
 from fakeface.images import open_image
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
@@ -125,7 +125,7 @@ def pick(app, row):
 def texts(elements): return [e.value for e in elements]
 def judge(app): return app.tabs[0]
 def named(v): return v.path + (f', face {v.face}' if v.face else '')
-def card(v): return SAYS[v.verdict].casefold(), named(v)
+def card(v): return PHRASES[v.verdict].casefold(), named(v)
 def lines(app): return texts(judge(app).text)
 def said(element, kind='markdown'): return ' '.join(texts(element.get(kind)))
 
@@ -157,14 +157,14 @@ def alike(a, b):
 def summary(vs, n):
     count, faces = Counter(v.verdict for v in vs), sum(bool(v.verdict) for v in vs)
     whose = f' with {faces} faces' if faces + count[''] != n else ''
-    return f'{n} images{whose}: ' + ', '.join(f'{count[k]} {SAYS[k]}' for k in SAYS if count[k])
+    return f'{n} images{whose}: ' + ', '.join(f'{count[k]} {PHRASES[k]}' for k in PHRASES if count[k])
 
 def check_table(app, vs, n):
     "The table and the line over it tell these verdicts of `n` images."
     table, nothing = app.dataframe[0].value, [''] * len(vs)
     assert texts(judge(app).subheader)[0] == summary(vs, n)
     assert list(table.File) == [named(v) for v in vs]
-    assert list(table.Verdict) == [SAYS[v.verdict] for v in vs]
+    assert list(table.Verdict) == [PHRASES[v.verdict] for v in vs]
     assert np.allclose(table.Generated.astype(float).fillna(-1),
                        [-1 if v.error else 100 * v.p_fake for v in vs], atol=1e-3)
     assert list(table.get('Reason', nothing)) == [v.error for v in vs]
@@ -205,7 +205,7 @@ def test_one_crop_gets_the_detectors_verdict(i, verdict, side, app, detector, sa
     assert all('face.jpg' in a for a in alts(app)) and NO_CLAIM in lines(app)[1]
     assert alike(pixels(saved.pop('face-0-heatmap.png')), v.overlay(.6)) and not saved
     assert not app.dataframe  # one image needs no table
-    assert SAYS[verdict][1:] in judge(app).subheader[0].value  # capitals are kept
+    assert PHRASES[verdict][1:] in judge(app).subheader[0].value  # capitals are kept
 
 @pytest.mark.parametrize('n', [1, 2])
 def test_faces_of_a_photograph(n, app, detector, saved):
@@ -221,7 +221,7 @@ def test_an_image_without_a_face_says_so(app, detector):
     for name, content in (('wall.png', noise(0, 300)), BROKEN):
         v, = detector.predict([(name, content)])
         upload(app, (name, content))
-        assert v.error and cards(app) == [(SAYS[''], name)] and f'Reason: {v.error}' in lines(app)
+        assert v.error and cards(app) == [(PHRASES[''], name)] and f'Reason: {v.error}' in lines(app)
         assert not judge(app).image and not axes(app) and not app.download_button
 
 def test_a_whole_image_without_a_face_is_noted(app, detector):
@@ -346,10 +346,10 @@ def test_zip(app, detector):
     ids=['cut', 'empty', 'texts', 'many'])
 def test_a_zip_that_is_none(content, cause, app, detector):
     upload(app, ('x.zip', content))
-    assert cards(app) == [(SAYS[''], 'x.zip')] and cause in lines(app)[1]
+    assert cards(app) == [(PHRASES[''], 'x.zip')] and cause in lines(app)[1]
     upload(app, ('x.zip', content), ('a.jpg', face(0)))
-    known = SAYS[detector.predict(face(0))[0].verdict]
-    assert list(app.dataframe[0].value.Verdict) == [SAYS[''], known]
+    known = PHRASES[detector.predict(face(0))[0].verdict]
+    assert list(app.dataframe[0].value.Verdict) == [PHRASES[''], known]
     assert cause in app.dataframe[0].value.Reason[0]
 
 def test_a_locked_zip_entry_is_an_error(app):
@@ -357,7 +357,7 @@ def test_a_locked_zip_entry_is_an_error(app):
     for mark, at in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
         data[data.index(mark) + at] |= 1  # says it is encrypted
     upload(app, ('x.zip', bytes(data)))
-    assert cards(app) == [(SAYS[''], 'x.zip/a.jpg')] and 'cannot be taken out' in lines(app)[1]
+    assert cards(app) == [(PHRASES[''], 'x.zip/a.jpg')] and 'cannot be taken out' in lines(app)[1]
 
 def test_hostile_names_stay_text(app):
     kinds = ('markdown caption title header subheader error warning info success').split()
@@ -675,7 +675,7 @@ def test_in_a_browser(served, detector):
     csv_of = lambda page: download(page, 'Download as CSV')[1].decode()
     with chromium() as new:
         drop(page := new(url), ('face.jpg', face(0)))
-        heading(page, SAYS[vs[0].verdict]).wait_for()
+        heading(page, PHRASES[vs[0].verdict]).wait_for()
         for image in (page.get_by_role('img', name='face.jpg as the model saw it'),
                       heatmap(page, 'face.jpg')):
             image.wait_for()
@@ -700,10 +700,10 @@ def test_in_a_browser(served, detector):
         eventually(page, lambda: len(known()) > 5 and all(np.diff(known()) >= 0))
         tick(page, next(i for i, n in enumerate(numbers()) if n == n))
         heatmap(page, min((v for v in vs if v.verdict), key=lambda v: v.p_fake).path).wait_for()
-        page.get_by_role('button', name=f'{SAYS["real"]} (').click()
-        eventually(page, lambda: set(column(page, 'Verdict')) == {SAYS['real']})
+        page.get_by_role('button', name=f'{PHRASES["real"]} (').click()
+        eventually(page, lambda: set(column(page, 'Verdict')) == {PHRASES['real']})
         check_csv(csv_of(page), [v for v in vs if v.verdict == 'real'], any_order=True)
-        page.get_by_role('button', name=f'{SAYS["real"]} (').click()
+        page.get_by_role('button', name=f'{PHRASES["real"]} (').click()
 
         slider(page).focus()  # by keyboard alone
         slider(page).press('Home')
@@ -726,7 +726,7 @@ def test_a_phone_sees_the_answer_at_once(colours):
         first = page.get_by_role('button', name='Generated face 1', exact=True)
         first.focus()
         first.press('Enter')
-        heading(page, SAYS['fake']).wait_for()
+        heading(page, PHRASES['fake']).wait_for()
         heatmap(page, 'generated face 1.jpg').wait_for()
         seen = page.get_by_role('img', name='Score: ').bounding_box()
         assert 0 < seen['y'] < 844 and seen['x'] >= 0 and seen['x'] + seen['width'] <= 390
@@ -757,7 +757,7 @@ def test_a_link_keeps_the_settings(served, detector):
         v, = detector.explain([(name, examples()[name])], 'layercam', whole=True)
         assert slider(other).input_value() == '99.8'
         assert other.get_by_role('switch', name='Judge whole images').is_checked()
-        heading(other, SAYS[decided([v], band_from(detector.band, .998))[0].verdict]).wait_for()
+        heading(other, PHRASES[decided([v], band_from(detector.band, .998))[0].verdict]).wait_for()
         assert alike(pixels(download(other, 'Download the heatmap')[1]), v.overlay(.6))
         ground = other.locator('.stApp').evaluate('e => getComputedStyle(e).backgroundColor')
         assert max(map(int, re.findall(r'\d+', ground)[:3])) < 60
@@ -784,7 +784,7 @@ def test_ten_visitors_at_once(weights, detector, capsys):
         for p, (n, b, _, _) in zip(pages, asked): drop(p, (n, b))
         for p, v in zip(pages, alone):
             heatmap(p, v.path).wait_for()
-            assert heading(p, SAYS[v.verdict]).count() == 1 and fits(score(p), v.p_fake)
+            assert heading(p, PHRASES[v.verdict]).count() == 1 and fits(score(p), v.p_fake)
             assert alike(pixels(download(p, 'Download the heatmap')[1]), v.overlay(.6))
             assert p.get_by_role('img', name='with the heatmap over it').count() == 1
         assert not any(alike(a.overlay(.6), b.overlay(.6))
@@ -819,7 +819,7 @@ def test_twenty_visitors_for_a_while(weights, detector, capsys):
                 visits.append((p, f'{rounds}-{k}-{name}', i, cause))
                 drop(p, (visits[-1][1], content))
             for p, name, i, cause in visits:
-                heading(p, SAYS['' if cause else good[i].verdict]).wait_for()
+                heading(p, PHRASES['' if cause else good[i].verdict]).wait_for()
                 seen = p.locator('.stApp').inner_text()
                 assert cause in seen if cause else fits(score(p), good[i].p_fake)
                 assert set(re.findall(r'\d+-\d+-[a-z]*\.\w+', seen)) == {name}

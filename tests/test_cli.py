@@ -10,7 +10,7 @@ from PIL import Image
 from conftest import COMMAND
 from fakeface.cli import main, parser
 from fakeface.core import FaceError
-from fakeface.detector import COLUMNS, SAYS, Detector, tally
+from fakeface.detector import COLUMNS, PHRASES, Detector, tally
 from fakeface.model import load_checkpoint, save_checkpoint
 from fakeface.folders import evaluate_folder
 
@@ -54,7 +54,7 @@ MORE = [  # made in this process, to save time
     ['evaluate', '--data', '{d}/one', *WITH, '--corrupt', 'jpg:50'],
     *(['evaluate', '--full', '--data', '{d}/faces', *WITH, *more] for more in ([], ['--out', '{d}/empty'], ['--out', 'new', '--corrupt', 'jpeg:50'], ['--out', 'new', '--split', 'test'], ['--out', 'new', '--set', 'robustness.image=3'])),
     ['evaluate', '--data', '{d}/one', *WITH, '--set', 'robustness.images=3'], ['evaluate', '--full', '--data', '{d}/one', *WITH, '--out', 'new'], ['evaluate', '--full', '--data', '{d}/faces', '--weights', '{d}/none.safetensors', '--out', 'new'],
-    *(['robustness', *FACES, '--out', 'out', *more] for more in (['{d}/none.safetensors'], ['a={d}/good.safetensors', 'a={d}/doubt.safetensors'], ['--copies', 'jpeg:75 gamma:0'], ['--device', 'gpu'], ['--images', '-1'])),
+    *(['robustness', *FACES, '--out', 'out', *more] for more in (['{d}/none.safetensors'], ['a={d}/good.safetensors', 'a={d}/doubt.safetensors'], ['--corruptions', 'jpeg:75 gamma:0'], ['--device', 'gpu'], ['--images', '-1'])),
     ['robustness', *FACES, '--out', '{d}/photo.jpg'], ['robustness', '--data', '{d}/one', '--out', 'out'], ['robustness', '--data', '{d}/none', '--out', 'out'], ['robustness', '--data', '{d}/unsplit', '--split', 'test', '--out', 'out'],
     *(['audit', f'{{d}}/{n}'] for n in ('none', 'empty', 'photo.jpg')), ['audit', '{d}/' + 'x' * 300],
     ['audit', '{d}/faces', '{d}/none'], ['audit', '{d}/faces', '{d}/faces'],
@@ -70,10 +70,10 @@ MORE = [  # made in this process, to save time
                                    'epochs=3', 'train.epochs=[1', 'model.weights=none.pth', 'data.run_dir=x')),
     *([*RUN, '--set', s] for s in ('train.epochs=0', 'train.batch_size=0', 'train.optimizer=sgd', 'train.schedule=step', 'train.precision=fp8',
                                    'train.device=gpu', 'train.lr=-1', 'train.crop=-1',
-                                   'train.copies=jpg:50', 'train.copies=[jpeg:75, scale:9]', 'train.copies=jpeg', 'train.copies=jpeg:75+', 'train.copies=50', 'train.ema=1',
-                                   'train.fpr=0.6', 'train.band=-0.1', 'train.start_shares=[0, 2]', 'train.start_shares=half', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.copies=blurr:1', 'robustness.copies=[jpeg:75, crop:0.5]', 'robustness.beside=none.safetensors', 'robustness.beside=x={d}/pickle.safetensors', 'robustness.beside=this model={d}/good.safetensors', 'robustness.device=gpu',
-                                   'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0', 'gradcam.worst=0', 'train.quick=1')),
-    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'], ['run', '--resume', '{d}/empty', '--quick'],
+                                   'train.corruptions=jpg:50', 'train.corruptions=[jpeg:75, scale:9]', 'train.corruptions=jpeg', 'train.corruptions=jpeg:75+', 'train.corruptions=50', 'train.ema=1',
+                                   'train.fpr=0.6', 'train.band_error=-0.1', 'train.start_shares=[0, 2]', 'train.start_shares=half', 'train.ramp=-1', 'train.jpeg_p=1.5', 'robustness.corruptions=blurr:1', 'robustness.corruptions=[jpeg:75, crop:0.5]', 'robustness.beside=none.safetensors', 'robustness.beside=x={d}/pickle.safetensors', 'robustness.beside=this model={d}/good.safetensors', 'robustness.device=gpu',
+                                   'robustness.bootstrap=0', 'generators.sets=nowhere', 'generators.device=gpu', 'robustness.images=-1', 'model.size=8', 'data.n_train=-2', 'evaluate.bootstrap=0', 'evaluate.batch_size=0', 'gradcam.each=0', 'gradcam.worst=0', 'train.smoke=1')),
+    *(['run', '--resume', f'{{d}}/{n}'] for n in ('none', 'photo.jpg', 'odd-run', 'text-run')), ['run', '--resume', '{d}/empty', '--data', '{d}/faces'], ['run', '--resume', '{d}/empty', '--smoke'],
 ]
 
 def name(args): return ' '.join(ascii(a)[1:-1].replace('{d}/', '')[:24] for a in args)
@@ -146,7 +146,7 @@ def test_a_port_that_is_taken(cli):
     assert code == 2 and err == f'fakeface: 127.0.0.1, port {port}: address already in use; try --port {port + 1}\n'
 
 def test_faces_are_counted_where_they_are_not_one_an_image():
-    names = {k: k or 'not judged' for k in SAYS}
+    names = {k: k or 'not judged' for k in PHRASES}
     assert tally(1, Counter(fake=1), names) == '1 image: 1 fake' and tally(3, Counter({'fake': 2, 'real': 3, '': 1}), names) == '3 images with 5 faces: 2 fake, 3 real, 1 not judged'
 
 def test_doubt_is_said_and_counted(world, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_doubt_is_said_and_counted(world, tmp_path, capsys):
     with open(tmp_path/'out.csv', newline='') as f: assert [r['verdict'] for r in csv.DictReader(f)] == ['uncertain', '']
     assert main(['evaluate', '--data', str(world/'one'), *with_doubt, '--out', str(tmp_path/'n')]) == 0
     m = json.loads((tmp_path/'n'/'metrics.json').read_text())['metrics']
-    assert (m['answered']['k'], m['answered']['n'], m['wrong_answers']['n'], m['accuracy']['n']) == (0, 16, 0, 16) and 'answered' in capsys.readouterr().out
+    assert (m['coverage']['k'], m['coverage']['n'], m['selective_risk']['n'], m['accuracy']['n']) == (0, 16, 0, 16) and 'coverage' in capsys.readouterr().out
 
 def test_verdicts_stand_in_columns(world, capsys):
     "A score begins in the same place whatever the verdict."
@@ -281,7 +281,7 @@ def test_evaluate_corrupted_and_compare(world, tmp_path, capsys):
 def test_robustness_of_two_checkpoints(world, tmp_path, capsys):
     "Curves of both are left in a folder."
     shutil.copytree(world/'faces', tmp_path/'faces'); (tmp_path/'faces'/'test'/'real'/'00000.jpg').write_bytes(b'no image')
-    assert main(['robustness', '--data', str(tmp_path/'faces'), '--split', 'test', '--copies', 'jpeg:90 jpeg:30 crop:0.1 jpeg:75+crop:0.02+jpeg:85', '--device', 'cpu', '--out', str(tmp_path/'out'),
+    assert main(['robustness', '--data', str(tmp_path/'faces'), '--split', 'test', '--corruptions', 'jpeg:90 jpeg:30 crop:0.1 jpeg:75+crop:0.02+jpeg:85', '--device', 'cpu', '--out', str(tmp_path/'out'),
                  f'plain={world/"good.safetensors"}', f'doubting={world/"doubt.safetensors"}']) == 0
     said = capsys.readouterr().out
     assert '11 images, 1 unreadable' in said and 'plain' in said and 'jpeg:75+crop:0.02+jpeg:85' in said

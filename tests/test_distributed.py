@@ -20,7 +20,7 @@ from fakeface.data import sample, save_manifest
 from fakeface.model import build_model, load_checkpoint, metadata, save_checkpoint
 from fakeface.pipeline import run_step
 from fakeface.settings import step_settings
-from fakeface.train import Shared, launch, train_run
+from fakeface.train import Shared, launch_training, train_run
 
 pytestmark = [pytest.mark.slow,  # torchvision's JPEG warns
               pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')]
@@ -50,7 +50,7 @@ def left(d): return torch.load(d/'last.ckpt', weights_only=True)
 
 def go(d, **kw):
     "Train in processes; returns what `last.ckpt` holds."
-    launch(d, settings(**kw))
+    launch_training(d, settings(**kw))
     return left(d)
 
 @pytest.fixture(scope='module')
@@ -72,7 +72,7 @@ def same(a, b):
     'total, size, n', [(32, 8, 2), (25, 8, 2), (25, 8, 3), (9, 8, 4), (7, 3, 1), (26, 8, 2)])
 def test_shares_lose_and_repeat_nothing(total, size, n, monkeypatch):
     def shares(rank, n):
-        monkeypatch.setattr(fakeface.train, 'world', lambda: (rank, n))
+        monkeypatch.setattr(fakeface.train, 'own_rank', lambda: (rank, n))
         torch.manual_seed(total)
         batches = Shared(RandomSampler(range(total)), size)
         drawn = list(batches)
@@ -145,7 +145,7 @@ def test_what_the_user_can_mend_is_told_in_one_line(make):
 def test_the_step_of_the_pipeline(make):
     "The notebook launches the processes, then calibrates what they left."
     d = make('step')
-    run_step('03_train', vars(settings(epochs=1, copies=[])), d)
+    run_step('03_train', vars(settings(epochs=1, corruptions=[])), d)
     meta, history = load_checkpoint(d/'model.safetensors')[1], pd.read_csv(d/'history.csv')
     assert history.train_loss.tolist() == [h['train_loss'] for h in left(d)['history']]
     assert meta['metrics']['n_valid'] == 11

@@ -14,11 +14,11 @@ from fakeface.detector import Detector
 from fakeface.evaluate import (cluster_rows, clusters, compare, compare_errors, errors, evaluate,
                                group_claims, grouped, holm, mcnemar, metrics_table, plot_confusion,
                                plot_curves, plot_errors, plot_reliability, ranking, slices)
-from fakeface.folders import evaluate_folder, judge_folder
+from fakeface.folders import evaluate_folder, predict_folder
 from fakeface.metrics import ece, ece_if_perfect
 from fakeface.model import build_model, metadata
 from fakeface.report import answer
-from fakeface.ship import fill, markdown_table, results_row
+from fakeface.ship import fill_marks, markdown_table, results_row
 
 def drawn_scores(seed, n_fake=60, n_real=40, apart=1.):
     "Predictions of two overlapping populations; rounded, so that ties occur."
@@ -106,15 +106,15 @@ def test_answers_and_doubt(seed):
     t.loc[[0, 1, 98, 99], 'p_fake'] = [.3, .8, .3, .8]
     said = np.select([t.p_fake < .3, t.p_fake >= .8], ['real', 'fake'], '')
     m, plain = (evaluate(t, .6, 20, band=b)['metrics'] for b in ((.3, .8), None))
-    answers, wrong = m.pop('answered'), m.pop('wrong_answers')
+    answers, wrong = m.pop('coverage'), m.pop('selective_risk')
     assert (answers['k'], answers['n']) == ((said != '').sum(), 100) and 0 < answers['value'] < 1
     assert wrong['k'] == ((said != '') & (said != t.label)).sum() and wrong['n'] == answers['k']
     assert plain == m  # the other numbers know no doubt
 
 def test_without_any_answer_nothing_is_known_of_the_answers():
     m = evaluate(drawn_scores(0), .6, 20, band=(1e-9, 1 - 1e-9))['metrics']
-    wrong = m['wrong_answers']
-    assert m['answered']['value'] == 0 and (wrong['low'], wrong['high']) == (0, 1)
+    wrong = m['selective_risk']
+    assert m['coverage']['value'] == 0 and (wrong['low'], wrong['high']) == (0, 1)
 
 def test_calibration_error_of_what_is_known():
     fake = np.array([True, False, True, True, False])
@@ -240,7 +240,7 @@ def test_each_image_is_judged_once(detector, drawn, monkeypatch):
     judged, judge = [], Detector.logits_and_maps
     monkeypatch.setattr(Detector, 'logits_and_maps',
                         lambda self, x: judged.append(len(x)) or judge(self, x))
-    table, features, _ = judge_folder(detector, drawn, progress=False)
+    table, features, _ = predict_folder(detector, drawn, progress=False)
     assert sum(judged) == len(table) == len(features) == 56
     weight, bias = detector.model.fc.weight.detach(), detector.model.fc.bias.detach()
     fake, real = (features @ weight.numpy().T + bias.numpy()).T
@@ -250,7 +250,7 @@ def test_a_folder_in_doubt(drawn):
     doubt = metadata(size=64, band=(1e-9, 1 - 1e-9))
     doubting = Detector(build_model('random', seed=1)[0], doubt, 'cpu')
     m = evaluate_folder(doubting, drawn, 'test', bootstrap=50, progress=False)['metrics']
-    assert (m['answered']['k'], m['answered']['n'], m['wrong_answers']['n']) == (0, 12, 0)
+    assert (m['coverage']['k'], m['coverage']['n'], m['selective_risk']['n']) == (0, 12, 0)
 
 def test_a_folder_without_splits_with_one_bad_file(detector, faces):
     bad = next((faces/'valid'/'real').iterdir())
@@ -303,14 +303,14 @@ def test_a_folder_that_cannot_be_judged(detector, faces, tmp_path):
     for p in (faces/'valid').rglob('*.jpg'): p.write_bytes(b'x')
     for root, split in ((faces/'valid', None), (faces/'train', 'test'),
                         (faces/'train'/'real', None), (tmp_path/'none', None)):
-        with pytest.raises(FaceError) as e: judge_folder(detector, root, split, progress=False)
+        with pytest.raises(FaceError) as e: predict_folder(detector, root, split, progress=False)
         assert str(root) in str(e.value) and '\n' not in str(e.value)
 
 def test_numbers_between_marks(tmp_path):
     page = tmp_path/'a.md'
     page.write_text('<!-- a -->old<!-- /a --> kept \\1 <!-- b -->kept<!-- /b -->')
-    fill(page, 'a', 'new \\g<0>')
-    fill(page, 'a', markdown_table([dict(a='\\g<0>')]))
+    fill_marks(page, 'a', 'new \\g<0>')
+    fill_marks(page, 'a', markdown_table([dict(a='\\g<0>')]))
     new = '| a |\n| --- |\n| \\g<0> |'
     assert page.read_text() == f'<!-- a -->\n{new}\n<!-- /a --> kept \\1 <!-- b -->kept<!-- /b -->'
-    with pytest.raises(FaceError): fill(page, 'c', 'x')
+    with pytest.raises(FaceError): fill_marks(page, 'c', 'x')

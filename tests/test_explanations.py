@@ -9,7 +9,7 @@ import torch
 from fakeface.core import FAKE
 from fakeface.images import find_images, open_image
 from fakeface.detector import Detector
-from fakeface.explanations import gain, road, told_by_maps
+from fakeface.explanations import paired_gain, road_score, faithfulness_text
 from fakeface.gradcam import closed_form, enlarged, evidence, explained, features
 from fakeface.model import metadata, to_input, trunk
 
@@ -53,7 +53,7 @@ def test_the_map_speaks_for_the_verdict_given(model, images):
 def test_road_is_finite_repeatable_and_leaves_the_model_alone(model, images):
     "A flat map has no percentile to part it at; the noise has a seed."
     flat, target = np.zeros((2, 64, 64)), np.array([0, 1])
-    a, b, other = (road(model, images[:2], flat, target, seed=s) for s in (0, 0, 1))
+    a, b, other = (road_score(model, images[:2], flat, target, seed=s) for s in (0, 0, 1))
     assert np.isfinite(a).all() and (a == b).all() and (a != other).any() and abs(a).max() <= .5
 
 def test_equal_maps_support_no_claim_and_a_true_one_does():
@@ -61,9 +61,9 @@ def test_equal_maps_support_no_claim_and_a_true_one_does():
     table = pd.DataFrame([dict(image=i, method=m, **{t: rng.normal() for t in tests})
                           for i in range(40) for m in ('map', 'edges', 'random')])
     said = 'map is shown to be truer than a random map by {0}; than edges by {0}.'
-    assert told_by_maps(table, 200) == [said.format('none of the three')]
+    assert faithfulness_text(table, 200) == [said.format('none of the three')]
     own = 5 * (table.method == 'map')  # less deletion is better, less ROAD is not
     better = table.assign(deletion=table.deletion - own, road=table.road - own)
-    assert told_by_maps(better, 200) == [said.format('deletion')]
-    mean, low, high = gain(better, 'road', 'map', 'random', 200)
+    assert faithfulness_text(better, 200) == [said.format('deletion')]
+    mean, low, high = paired_gain(better, 'road', 'map', 'random', 200)
     assert low < mean < high < 0

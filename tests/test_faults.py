@@ -9,10 +9,10 @@ import kill_runs
 from conftest import COMMAND
 from fakeface.core import FaceError
 from fakeface.pipeline import prepare, run
-from fakeface.settings import QUICK_SETS
+from fakeface.settings import SMOKE_SETS
 
 pytestmark = pytest.mark.slow
-SETS = [*QUICK_SETS, 'train.crop=48', 'train.device=cpu', 'train.precision=fp32', 'train.workers=0']
+SETS = [*SMOKE_SETS, 'train.crop=48', 'train.device=cpu', 'train.precision=fp32', 'train.workers=0']
 
 def prepared(data, folder): return prepare('demo', data, folder=folder, sets=SETS)
 

@@ -18,8 +18,8 @@ from fakeface.data import list_images, sample, save_manifest
 from fakeface.dataset import Run
 from fakeface.detector import Detector
 from fakeface.generators import (
-    STATISTICS, by_generator, facts, generators_table, generators_text, hashes_of, judge_people,
-    judge_set, judged_test, note, people_rows, people_sample, people_text, person, pick,
+    STATISTICS, by_generator, image_statistics, generators_table, generators_text, hashes_of, predict_people,
+    predict_set, predictions_of, row_note, people_rows, people_sample, people_text, person, pick_files,
     plot_generators, plot_sources, set_names, set_paths, shortcut, shortcuts_table, source_rows,
     sources_table, summarise)
 from fakeface.metrics import wilson
@@ -57,7 +57,7 @@ def summary(*scores, n=50, **more):
     return summarise('x', judged(*scores, **more), THRESHOLD, BAND, n)
 
 def counts(row):
-    return {k: (row[k]['k'], row[k]['n']) for k in ('caught', 'uncertain', 'missed', 'accused')}
+    return {k: (row[k]['k'], row[k]['n']) for k in ('tpr', 'uncertain', 'fnr', 'fpr')}
 
 @pytest.fixture
 def run(drawn, checkpoint, tmp_path):
@@ -78,12 +78,12 @@ def test_each_fake_and_each_real_is_counted_once_where_it_belongs():
     upper end it is not."""
     fake, real = [.1, .29, .3, .6, .79, .8, .99], [.1, .6, .95]
     row = summary(fake, real)
-    assert counts(row) == dict(caught=(4, 7), uncertain=(3, 7), missed=(2, 7), accused=(2, 3))
+    assert counts(row) == dict(tpr=(4, 7), uncertain=(3, 7), fnr=(2, 7), fpr=(2, 3))
     for m, (k, n) in counts(row).items():
         assert (row[m]['low'], row[m]['high']) == wilson(k, n) and row[m]['value'] == k / n
     auc = row['auc']
     assert auc['value'] == pytest.approx(roc_auc_score([1] * 7 + [0] * 3, fake + real))
-    assert auc['low'] < auc['value'] < auc['high'] and note(row) == ''
+    assert auc['low'] < auc['value'] < auc['high'] and row_note(row) == ''
 
 @pytest.mark.parametrize('fake, real, says', [([.9, .1], [], 'no real images'),
                                               ([], [.9, .1, .2], 'no fakes')])
@@ -91,7 +91,7 @@ def test_one_class_tells_one_thing(fake, real, says):
     row = summary(fake, real)
     assert row['auc'] is None and row['shortcuts'] == {} and not len(shortcuts_table([row]))
     told = generators_table([row]).iloc[0]
-    assert says in note(row) and told.auc == '' and (told.accused == '') == (not real)
+    assert says in row_note(row) and told.auc == '' and (told.accused == '') == (not real)
     assert (told.caught == told.uncertain == told.called_real == '') == (not fake)
     assert (told.fakes, told.reals) == (len(fake), len(real))
     assert ('cannot be told' in generators_text([row])) == (not fake)
@@ -99,8 +99,8 @@ def test_one_class_tells_one_thing(fake, real, says):
 def test_what_could_not_be_judged_is_counted_apart():
     row = summary([np.nan, .9], [.1, .1, .1], error=2, left_out=[True, *[False] * 4])
     assert (row['unreadable'], row['left_out']) == (2, 1)
-    assert (row['caught']['n'], row['accused']['n']) == (1, 1)
-    assert '2 could not be opened' in note(row) and '1 left out' in note(row)
+    assert (row['tpr']['n'], row['fpr']['n']) == (1, 1)
+    assert '2 could not be opened' in row_note(row) and '1 left out' in row_note(row)
     none = summary([.9], [.1], error=2)
     assert counts(none) == dict.fromkeys(counts(none), (0, 0)) and none['auc'] is None
 
@@ -112,9 +112,9 @@ def test_a_shortcut_is_named_with_its_direction():
                   kilobytes=np.r_[rng.normal(-1.2, 1, 80), rng.normal(0, 1, 80)])
     auc, table = row['shortcuts']['kilobytes']['value'], shortcuts_table([row])
     assert shortcut(row) == 'kilobytes' and auc < .3
-    assert f'file size alone has AUC {auc:.2f}' in note(row)
+    assert f'file size alone has AUC {auc:.2f}' in row_note(row)
     for value in (row['auc']['value'], .6, .99, .02):
-        told = note(row | dict(auc=dict(value=value)))
+        told = row_note(row | dict(auc=dict(value=value)))
         assert ('farther' in told) == (.5 - auc >= abs(value - .5))
     assert shortcut(summary(fake, real, n=200, **silly)) is None
     assert table.columns.tolist() == ['set', 'model', *STATISTICS.values()]
@@ -170,11 +170,11 @@ def test_every_set_has_a_name_of_its_own(folder, other, drawn):
 
 def test_the_choice_of_images_depends_on_the_seed_alone(other):
     files = list_images(other)
-    chosen, mixed = pick(files, 3, 1), pick(files.sample(frac=1, random_state=0), 3, 1)
+    chosen, mixed = pick_files(files, 3, 1), pick_files(files.sample(frac=1, random_state=0), 3, 1)
     assert chosen.equals(mixed.sort_values('path', ignore_index=True))
     assert chosen.label.value_counts().to_dict() == dict(fake=3, real=3)
-    assert len(pick(files, 0)) == len(pick(files, 99)) == len(files)
-    assert set(pick(files, 3, 2).path) != set(chosen.path) < set(pick(files, 5, 1).path)
+    assert len(pick_files(files, 0)) == len(pick_files(files, 99)) == len(files)
+    assert set(pick_files(files, 3, 2).path) != set(chosen.path) < set(pick_files(files, 5, 1).path)
 
 def test_statistics_of_an_image(tmp_path):
     x = np.zeros((80, 120, 3), np.uint8)
@@ -185,7 +185,7 @@ def test_statistics_of_an_image(tmp_path):
     Image.fromarray(noise).save(tmp_path/'noise.png')
     Image.new('RGB', (2, 900), 'red').save(tmp_path/'thin.png')
     names = ('a.png', 'a.jpg', 'thin.png', 'noise.png', 'none.png')
-    a, j, thin, noisy, none = (facts(tmp_path, n) for n in names)
+    a, j, thin, noisy, none = (image_statistics(tmp_path, n) for n in names)
     assert a['brightness'] == pytest.approx(.25 * 200 / 255, rel=1e-4) and a['width'] == 120
     assert a['middle'] == pytest.approx(200 / 255) and (a['quality'], j['quality']) == (0, 70)
     assert a['kilobytes'] == (tmp_path/'a.png').stat().st_size / 1000
@@ -194,62 +194,62 @@ def test_statistics_of_an_image(tmp_path):
 
 def test_a_set_is_judged_as_the_detector_judges(model, checkpoint, other):
     files = list_images(other)
-    d = judge_set(*model, other, files, batch_size=5)
+    d = predict_set(*model, other, files, batch_size=5)
     detector = Detector.load(checkpoint, 'cpu')
     theirs = [v.p_fake for v in detector.predict([other/p for p in files.path], whole=True)]
     assert np.allclose(d.p_fake, theirs, atol=1e-5) and np.ptp(d.p_fake) > 0
     assert d.path.equals(files.path) and not d.left_out.any()
 
 def test_a_broken_file_is_counted_and_moves_no_other(model, folder):
-    whole = judge_set(*model, folder, list_images(folder))
+    whole = predict_set(*model, folder, list_images(folder))
     first, last = folder/'fake'/'00000.jpg', sorted((folder/'real').iterdir())[-1]
     first.write_bytes(first.read_bytes()[:400])
     last.write_bytes(b'')
-    d = judge_set(*model, folder, list_images(folder))
+    d = predict_set(*model, folder, list_images(folder))
     bad = d.error != ''
     assert d.path[bad].tolist() == ['fake/00000.jpg', f'real/{last.name}']
     assert d.p_fake[bad].isna().all()
     assert np.allclose(d.p_fake[~bad], whole.p_fake[~bad], atol=1e-6)
     row = summarise('x', d, THRESHOLD, BAND, 20)
-    assert (row['unreadable'], row['caught']['n'], row['accused']['n']) == (2, 7, 7)
+    assert (row['unreadable'], row['tpr']['n'], row['fpr']['n']) == (2, 7, 7)
     for p in folder.rglob('*.jpg'): p.write_bytes(b'x')
     why = 'none of 16 images could be opened; the first: fake/00000.jpg: not an image'
-    with pytest.raises(FaceError, match=why) as e: judge_set(*model, folder, list_images(folder))
+    with pytest.raises(FaceError, match=why) as e: predict_set(*model, folder, list_images(folder))
     assert '\n' not in str(e.value)
 
 def test_images_that_were_trained_on_are_left_out(model, drawn, faces):
     files, (manifest, _) = list_images(drawn), sample(drawn, WHOLE)
-    d = judge_set(*model, drawn, files, manifest.sha256[manifest.split != 'test'])
+    d = predict_set(*model, drawn, files, manifest.sha256[manifest.split != 'test'])
     assert d.left_out.equals(d.split != 'test') and d.p_fake.notna().equals(d.split == 'test')
     (faces/files.path[0]).write_bytes(b'x')
     for root in (drawn, faces):
         with pytest.raises(FaceError, match='trained on all that can be opened'):
-            judge_set(*model, root, files, manifest.sha256)
+            predict_set(*model, root, files, manifest.sha256)
 
 # --- the test images ---
 
 def test_each_generator_of_the_test_images_stands_beside_all_reals(run):
-    [(name, d)] = by_generator(judged_test(run))
+    [(name, d)] = by_generator(predictions_of(run))
     assert name == 'standin' and d.label.value_counts().to_dict() == dict(fake=6, real=6)
     assert np.allclose(d.p_fake, run.scores(d))  # read, not judged again
     m = run.manifest
     fakes = m.index[(m.split == 'test') & (m.label == 'fake')]
     m.loc[fakes[:2], 'generator'], m.loc[fakes[2:], 'generator'] = 'one', ''
-    found = {n: d.label.value_counts().to_dict() for n, d in by_generator(judged_test(run))}
+    found = {n: d.label.value_counts().to_dict() for n, d in by_generator(predictions_of(run))}
     # '' takes the source's name
     assert found == {'one': dict(fake=2, real=6), 'standin': dict(fake=4, real=6)}
 
 def test_a_test_image_that_is_gone_is_counted(run, faces):
     run.data['root'] = faces
     next((faces/'test'/'real').iterdir()).unlink()
-    row = summarise('x', by_generator(judged_test(run))[0][1], THRESHOLD, BAND, 20)
-    assert (row['unreadable'], row['caught']['n'], row['accused']['n']) == (1, 6, 5)
+    row = summarise('x', by_generator(predictions_of(run))[0][1], THRESHOLD, BAND, 20)
+    assert (row['unreadable'], row['tpr']['n'], row['fpr']['n']) == (1, 6, 5)
 
 def test_scores_must_be_there_and_of_these_images(run):
     pd.read_csv(run.dir/'predictions.csv').head(11).to_csv(run.dir/'predictions.csv', index=False)
-    with pytest.raises(FaceError, match='run 04_evaluate again'): judged_test(Run(run.dir, 'cpu'))
+    with pytest.raises(FaceError, match='run 04_evaluate again'): predictions_of(Run(run.dir, 'cpu'))
     (run.dir/'predictions.csv').unlink()
-    with pytest.raises(FaceError, match='run 04_evaluate first'): judged_test(Run(run.dir, 'cpu'))
+    with pytest.raises(FaceError, match='run 04_evaluate first'): predictions_of(Run(run.dir, 'cpu'))
 
 # --- by source ---
 
@@ -265,7 +265,7 @@ def test_every_source_has_a_row_of_its_own():
     assert [(r['name'], r['n'], r['seen']) for r in rows] == [
         ('gan', 4, True), ('new', 2, False), ('film', 3, True)]
     told = [[r[k]['k'] for k in ('called_fake', 'uncertain', 'wrong')]
-            + [r['copies']['jpeg:75']['k']] for r in rows]
+            + [r['corruptions']['jpeg:75']['k']] for r in rows]
     assert told == [[2, 2, 1, 0], [0, 0, 2, 0], [2, 1, 1, 0]]
     assert (gan['called_fake']['low'], gan['called_fake']['high']) == wilson(2, 4)
     assert film['mean'] == pytest.approx(1.7 / 3) and len(sources_table([gan], 'real')) == 0
@@ -278,7 +278,7 @@ def test_a_copy_that_a_set_lacks_is_left_out_of_its_row():
     d = pd.concat([sourced('gan', 'fake', [.9]),
                    sourced('other', 'fake', [.9]).assign(**{'jpeg:75': np.nan})])
     rows = source_rows(d, THRESHOLD, BAND, ['jpeg:75'])
-    assert [list(r['copies']) for r in rows] == [['jpeg:75'], []]
+    assert [list(r['corruptions']) for r in rows] == [['jpeg:75'], []]
 
 # --- whom it accuses ---
 
@@ -310,10 +310,10 @@ def test_people_of_the_training_are_not_asked(model, tmp_path):
     face.save(tmp_path/'60_1_0_2016.jpg', quality=92)
     Image.new('RGB', (200, 200)).save(tmp_path/'1_0_0_2016.jpg')
     d = people_sample(tmp_path, 5)
-    p = judge_people(*model, d, np.empty((0, 4), np.uint64)).set_index('age').p_fake
+    p = predict_people(*model, d, np.empty((0, 4), np.uint64)).set_index('age').p_fake
     assert 0 < p['60 to 120'] < 1 and np.isnan(p['0 to 9'])  # where there is no face
     face.resize((256, 300)).save(tmp_path/'copy.png')
-    assert judge_people(*model, d, hashes_of(tmp_path, ['copy.png'])).p_fake.isna().all()
+    assert predict_people(*model, d, hashes_of(tmp_path, ['copy.png'])).p_fake.isna().all()
 
 # --- the step ---
 
@@ -330,9 +330,9 @@ def test_the_step_leaves_numbers_scores_and_a_picture(run, folder, other, tmp_pa
     result, scores = load_json(run.dir/'generators.json'), pd.read_csv(run.dir/'generators.csv')
     rows = {r['name']: r for r in result['rows']}
     mine = rows['my faces']
-    assert mine['caught']['n'] == 5 and mine['accused']['n'] + mine['unreadable'] == 5
-    assert counts(rows['only'])['caught'][1] == 5 and rows['only']['auc'] is None
-    assert {rows['standin (test)'][k]['n'] for k in ('caught', 'accused')} == {6}
+    assert mine['tpr']['n'] == 5 and mine['fpr']['n'] + mine['unreadable'] == 5
+    assert counts(rows['only'])['tpr'][1] == 5 and rows['only']['auc'] is None
+    assert {rows['standin (test)'][k]['n'] for k in ('tpr', 'fpr')} == {6}
     assert scores.columns.tolist() == ['set', 'path', 'label', 'name', 'seen', 'p_fake', 'jpeg:75',
                                        'scale:0.5']
     own = scores.set == 'test'
@@ -343,9 +343,9 @@ def test_the_step_leaves_numbers_scores_and_a_picture(run, folder, other, tmp_pa
     for (name, label), d in scores.dropna(subset='p_fake').groupby(['set', 'label']):
         cell = counts(rows['standin (test)' if name == 'test' else name])
         caught = (d.p_fake >= result['threshold']).sum(), len(d)
-        assert cell['caught' if label == 'fake' else 'accused'] == caught
+        assert cell['tpr' if label == 'fake' else 'fpr'] == caught
     notes = {t['set']: t['note'] for t in result['table']}
-    assert set(notes) == set(rows) and notes['only'] == note(rows['only'])
+    assert set(notes) == set(rows) and notes['only'] == row_note(rows['only'])
     assert len(result['shortcuts']) == 2 and result['people'] == []
     assert result['text'] == generators_text(result['rows'])
     for name in ('generators', 'sources'):
@@ -360,11 +360,11 @@ def test_real_faces(photographs):
     model, meta = load_checkpoint(ROOT/'fakeface'/'weights'/'model.safetensors')
     rows = []
     for name in ('140k-subset/test', 'cross-generator/sdxl', 'cross-generator/sfhq'):
-        files = pick(list_images(photographs/name, both=False), 24)
-        d = judge_set(model, meta, photographs/name, files)
+        files = pick_files(list_images(photographs/name, both=False), 24)
+        d = predict_set(model, meta, photographs/name, files)
         rows.append(summarise(name, d, meta['threshold'], meta['band'], 100))
     known, sdxl, sfhq = rows
-    assert known['caught']['value'] > .7 and known['auc']['value'] > .95
-    assert sdxl['caught']['value'] < known['caught']['value'] and sdxl['accused']['value'] < .2
-    assert shortcut(sdxl) and sfhq['auc'] is None and 'no real' in note(sfhq)
-    assert all(r['caught']['n'] == 24 and not r['unreadable'] for r in rows)
+    assert known['tpr']['value'] > .7 and known['auc']['value'] > .95
+    assert sdxl['tpr']['value'] < known['tpr']['value'] and sdxl['fpr']['value'] < .2
+    assert shortcut(sdxl) and sfhq['auc'] is None and 'no real' in row_note(sfhq)
+    assert all(r['tpr']['n'] == 24 and not r['unreadable'] for r in rows)

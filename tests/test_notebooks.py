@@ -89,8 +89,8 @@ def test_steps_have_parameters_and_run_sections():
         settings = re.sub(r'\n(?=[ \]])', ' ', source(parameters)).splitlines()
         assert all(re.fullmatch(r'\w+ = .+ # .+', line) for line in settings), settings
         assert settings[0].startswith('run_dir = ') and len(defaults(s)) == len(settings) - 1
-        assert defaults(s)['quick'][0] is False
-        assert re.search(r'^if quick:|, quick\)$', code, re.M)
+        assert defaults(s)['smoke'][0] is False
+        assert re.search(r'^if smoke:|, smoke\)$', code, re.M)
 
 @pytest.fixture
 def elsewhere(copy, monkeypatch):
@@ -141,7 +141,7 @@ def test_profiles_resolve():
         for s in STEPS: assert settings[s] | (content.get(section(s)) or {}) == settings[s]
     train = resolve(contents['reference'])['03_train']
     recipe = dict(optimizer='adam', lr=1e-4, batch_size=32, epochs=10, schedule='constant', fpr=0,
-                  band=0, ema=0, copies=[])
+                  band_error=0, ema=0, corruptions=[])
     assert train | recipe == train  # the recipe we measure against
 
 def test_modules_import_only_from_below():

@@ -17,18 +17,18 @@ import kill_runs
 from conftest import COMMAND, ROOT
 from fakeface import detector, ship
 from fakeface.core import digest
-from fakeface.corrupt import VERSIONS
-from fakeface.dataset import judge_copies
+from fakeface.corrupt import STABILITY_SET
+from fakeface.dataset import predict_corrupted
 from fakeface.detector import SHIPPED, Detector
 from fakeface.evaluate import evaluate
 from fakeface.model import load_checkpoint
 from fakeface.pipeline import prepare, run, run_step
-from fakeface.settings import QUICK_SETS, STEPS
+from fakeface.settings import SMOKE_SETS, STEPS
 from fakeface.standin import make_standin
 from fakeface.train import operating_point
 
-SETS = [*kill_runs.SETS, 'train.ramp=2', 'train.copies=jpeg:50', 'train.start_shares=[0, 0.5]',
-        'robustness.copies=[scale:0.5, jpeg:75]']
+SETS = [*kill_runs.SETS, 'train.ramp=2', 'train.corruptions=jpeg:50', 'train.start_shares=[0, 0.5]',
+        'robustness.corruptions=[scale:0.5, jpeg:75]']
 
 pytestmark = [pytest.mark.slow,  # torchvision's JPEG warns
               pytest.mark.filterwarnings('ignore:.*TorchCodec:DeprecationWarning')]
@@ -37,7 +37,7 @@ class Run:
     "A `fakeface run`, from its start on; `dir` is its run folder."
     def __init__(self, out, *args):
         self.out = out
-        self.process = kill_runs.start('--quick', '--out', out, *kill_runs.options(SETS), *args)
+        self.process = kill_runs.start('--smoke', '--out', out, *kill_runs.options(SETS), *args)
     @property
     def dir(self): return next(iter(self.out.glob('*')), self.out/'none')
     def end(self):
@@ -127,7 +127,7 @@ def test_ship(runs, drawn, tmp_path, monkeypatch):
     assert shipped.read_bytes() == (run_dir/'model.safetensors').read_bytes()
     assert Detector.load().threshold > 0  # its seal holds
     figures = {p.stem for p in (shipped.parent/'figures').iterdir()}
-    assert {p.stem for p in docs.iterdir()} == {'sources', 'robustness', 'drift'} < figures
+    assert {p.stem for p in docs.iterdir()} == {'sources', 'robustness', 'logit_shift'} < figures
     said = card.read_text()
     assert said.count('FORMER') == 1 and said.count('before') == 7  # no families were left out
     assert 'FORMER' not in readme.read_text() and '| drawn/test |' in readme.read_text()
@@ -137,10 +137,10 @@ def test_all_artefacts_are_there_and_nothing_half_written(runs):
     d = runs.whole.dir
     assert re.fullmatch(r'\d{8}T\d{6}Z-demo', d.name)
     named = '''config.yaml environment.json manifest.csv history.csv last.ckpt model.safetensors
-        predictions.csv metrics.json copies.csv robustness.json clusters.json gradcam.json
+        predictions.csv metrics.json corruptions.csv robustness.json clusters.json gradcam.json
         explanations.json report.html'''.split()
     named += [f'figures/{n}.png' for n in '''samples history confusion curves scores reliability
-        heatmaps clusters robustness drift sources mean_maps'''.split()]
+        heatmaps clusters robustness logit_shift sources mean_maps'''.split()]
     for n in named + [f'{s}.ipynb' for s in STEPS]: assert (d/n).stat().st_size > 20, n
     assert kill_runs.whole(d) > len(named)
     for r in (runs.whole, runs.own): assert not list(r.dir.rglob('.*'))
@@ -148,8 +148,8 @@ def test_all_artefacts_are_there_and_nothing_half_written(runs):
 def test_config_and_environment(runs):
     c, env = config(runs.whole.dir), read(runs.whole.dir/'environment.json')
     assert c['profile'] == 'demo' and set(c['settings']) == set(STEPS)
-    assert all(v['quick'] for v in c['settings'].values())
-    train = dict(crop=48, precision='fp32', copies=['jpeg:50'], seed=env['seed'])
+    assert all(v['smoke'] for v in c['settings'].values())
+    train = dict(crop=48, precision='fp32', corruptions=['jpeg:50'], seed=env['seed'])
     assert c['settings']['03_train'] | train == c['settings']['03_train']
     assert env['versions']['torch'] and env['python'] and 'commit' in env
 
@@ -158,7 +158,7 @@ def test_the_stand_in_is_drawn_where_the_setting_says_and_stays(runs):
     d, manifest = runs.whole.dir, pd.read_csv(runs.whole.dir/'manifest.csv')
     assert root(d).is_relative_to(runs.home/'drawn')
     more = ['data.standin_size=32', f'data.standin_dir={runs.home/"drawn"}']
-    other = prepare('demo', out=runs.home/'other', sets=[*QUICK_SETS, *SETS, *more])
+    other = prepare('demo', out=runs.home/'other', sets=[*SMOKE_SETS, *SETS, *more])
     run(other, (said := []).append, until='01_data')
     assert len(said) == 1 and list(read(other/'steps.json')) == ['01_data']
     a, b = (read(r/'data.json')['manifest_sha256'] for r in (d, other))
@@ -186,14 +186,14 @@ def test_the_operating_point_comes_from_the_validation_images_and_their_copies(r
     d = runs.whole.dir
     (model, meta), manifest = load_checkpoint(d/'model.safetensors'), pd.read_csv(d/'manifest.csv')
     valid = manifest[manifest.split == 'valid']
-    scores = judge_copies(model, meta, root(d), valid, ['', 'jpeg:50'])
+    scores = predict_corrupted(model, meta, root(d), valid, ['', 'jpeg:50'])
     fake, p = (valid.label == 'fake').to_numpy(), scores.to_numpy().T.ravel()
     threshold, doubt = operating_point(scores[''].to_numpy(), fake, p, np.tile(fake, 2), .05, .02)
     assert (meta['threshold'], *meta['band']) == pytest.approx((threshold, *doubt), abs=2e-3)
     m, t = read(d/'metrics.json'), pd.read_csv(d/'predictions.csv')
     again = evaluate(t, meta['threshold'], 5, band=meta['band'])
     assert m['threshold'] == meta['threshold']
-    assert m['metrics']['answered'] == again['metrics']['answered']
+    assert m['metrics']['coverage'] == again['metrics']['coverage']
 
 def test_the_weights_are_the_mean_that_catches_most_fakes_of_valid(runs):
     d = runs.whole.dir
@@ -216,19 +216,19 @@ def test_heatmaps_are_exact_and_clusters_hold_every_image(runs):
 def test_robustness_is_measured_with_the_same_model_and_one_beside_it(runs, checkpoint):
     d = runs.whole.dir
     predictions = pd.read_csv(d/'predictions.csv')
-    table = pd.read_csv(d/'copies.csv', keep_default_na=False)
+    table = pd.read_csv(d/'corruptions.csv', keep_default_na=False)
     r, metrics = read(d/'robustness.json'), read(d/'metrics.json')['metrics']
     own, other = (t.reset_index(drop=True) for _, t in table.groupby('model', sort=False))
     assert list(r['models']) == ['this model', 'other'] == table.model.unique().tolist()
     assert r['models']['other']['sha256'] == digest(checkpoint.read_bytes())
     assert not np.allclose(own['jpeg:75'], other['jpeg:75'])
     as_is, *rest = own.columns.drop(['path', 'label', 'model'])
-    assert set(rest) == {'scale:0.5', *VERSIONS} and [*own.path] == [*predictions.path]
+    assert set(rest) == {'scale:0.5', *STABILITY_SET} and [*own.path] == [*predictions.path]
     assert own[as_is].tolist() == pytest.approx(predictions.p_fake.tolist(), abs=1e-4)
     assert not np.allclose(own[as_is], own['jpeg:75'], atol=1e-6)
     rows = r['models']['this model']['rows']
-    assert [row['copy'] for row in rows] == ['', 'scale:0.5', 'jpeg:75'] and r['n'] == 12
-    assert all(rows[0][k] == metrics[k] for k in ('accuracy', 'answered'))
+    assert [row['corruption'] for row in rows] == ['', 'scale:0.5', 'jpeg:75'] and r['n'] == 12
+    assert all(rows[0][k] == metrics[k] for k in ('accuracy', 'coverage'))
 
 @pytest.mark.parametrize('step', STEPS)
 def test_executed_notebooks(runs, step):
@@ -246,7 +246,7 @@ def test_the_repository_stays_as_it_was(runs):
 def test_report(runs):
     page = (runs.whole.dir/'report.html').read_text()
     right = read(runs.whole.dir/'metrics.json')['metrics']['accuracy']['value']
-    for text in ('<strong>Quick.</strong>', '10_report', 'generated stand-in', 'adamw',
+    for text in ('<strong>Smoke run.</strong>', '10_report', 'generated stand-in', 'adamw',
                  f'{100 * right:.1f} %', 'Accuracy of all models', 'other, threshold',
                  'is shown to be truer', 'equals the logit to within'):
         assert text in page
@@ -291,7 +291,7 @@ def test_a_changed_setting_is_run_again_from_its_step_on(runs):
 
 def test_another_band_needs_no_new_training(runs):
     "Nor does another false-positive rate: the trained weights are calibrated again."
-    other = dict(band=.3, fpr=.2)
+    other = dict(band_error=.3, fpr=.2)
     d = changed(runs.whole.dir, runs.home/'banded', **{'03_train': other})
     run(d, print, until='03_train')
     (old, was), (new, now) = (load_checkpoint(r/'model.safetensors') for r in (runs.whole.dir, d))
@@ -327,7 +327,7 @@ def test_several_data_sets_train_one_model_from_the_shipped_weights(drawn, tmp_p
             p.rename(to/p.name)
     own = make_standin(tmp_path/'own', n_train=16, n_valid=8, n_test=8, size=64, seed=5)
     for d in (named, own): (d/'standin.json').unlink()
-    sets = [*QUICK_SETS, *SETS, 'train.copies=[]', 'train.epochs=1', 'data.leave_out=[diffusion]']
+    sets = [*SMOKE_SETS, *SETS, 'train.corruptions=[]', 'train.epochs=1', 'data.leave_out=[diffusion]']
     d = prepare('faces', [named, own], tmp_path/'runs', sets)
     run(d, print, until='03_train')
     meta = load_checkpoint(d/'model.safetensors')[1]

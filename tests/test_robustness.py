@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 
 from fakeface.core import CLASSES, FaceError, ImageError
 from fakeface.images import open_image
-from fakeface.corrupt import (CORRUPTIONS, VERSIONS, Degrade, blur, corrupt, crop, gamma, jpeg,
-                              noise, parse, scale, screenshot)
+from fakeface.corrupt import (CORRUPTIONS, STABILITY_SET, Degrade, blur, corrupt, crop, gamma, jpeg,
+                              noise, parse_corruptions, scale, screenshot)
 from fakeface.data import sample
-from fakeface.dataset import Faces, Run, first_of_each, judge_copies
+from fakeface.dataset import Faces, Run, first_of_each, predict_corrupted
 from fakeface.detector import Detector
 from fakeface.model import (build_model, decide, fit_to, load_checkpoint, metadata,
                             save_checkpoint)
@@ -52,7 +52,7 @@ WRONG = ['jpg:50', 'jpeg', 'jpeg:', 'jpeg:x', 'jpeg:0', 'jpeg:101', 'jpeg:nan', 
 @pytest.mark.parametrize('part', WRONG)
 def test_a_misspelt_corruption_is_told_in_one_line(part):
     for text in {part, f'jpeg:50+{part}', f'{part}+blur:1'} - {''}:
-        with pytest.raises(FaceError, match='corruption') as e: parse(text)
+        with pytest.raises(FaceError, match='corruption') as e: parse_corruptions(text)
         assert '\n' not in str(e.value) and '\u202e' not in str(e.value)
         assert f"'{part}'" in str(e.value) or not part.isprintable()
 
@@ -132,8 +132,8 @@ def test_compression_is_the_one_of_the_format():
     assert (jpeg(x, 50).float() - pillow).abs().mean() < 1 < harm('jpeg:50')
 
 def test_nine_versions():
-    assert len(set(VERSIONS)) == 9 and all(parse(v) for v in VERSIONS)
-    shapes = [corrupt(picture(), v).shape for v in VERSIONS]
+    assert len(set(STABILITY_SET)) == 9 and all(parse_corruptions(v) for v in STABILITY_SET)
+    shapes = [corrupt(picture(), v).shape for v in STABILITY_SET]
     assert [shapes.count((3, *s)) for s in ((100, 80), (75, 60), (50, 40))] == [3, 3, 3]
 
 # --- degradation of training crops ---
@@ -173,10 +173,10 @@ def manifest(drawn): return sample(drawn, dict(train=0, valid=0, test=0))[0]
 
 @pytest.mark.parametrize('size', [64, 48])
 def test_a_file_is_corrupted_before_it_is_brought_to_size(drawn, manifest, size):
-    for i, copy in enumerate(('', 'jpeg:30', 'scale:0.5+jpeg:50', 'screenshot:1.25')):
+    for i, corruption in enumerate(('', 'jpeg:30', 'scale:0.5+jpeg:50', 'screenshot:1.25')):
         whole = open_image(drawn/manifest.path[i], '')
-        x, y = Faces(drawn, manifest, size, copy=copy)[i]
-        assert x.equal(fit_to(corrupt(whole, copy), size)) and CLASSES[y] == manifest.label[i]
+        x, y = Faces(drawn, manifest, size, corruption=corruption)[i]
+        assert x.equal(fit_to(corrupt(whole, corruption), size)) and CLASSES[y] == manifest.label[i]
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_copies_get_the_score_that_the_detector_gives_their_files(drawn, manifest, tmp_path,
@@ -184,10 +184,10 @@ def test_copies_get_the_score_that_the_detector_gives_their_files(drawn, manifes
     few = manifest[manifest.split == 'test'].groupby('label').head(3)
     model = build_model('random', seed=1)[0].eval()
     meta = metadata(size=64, normalize=False, temperature=.3)
-    copies, files = ('', 'scale:0.5+jpeg:50', 'noise:0.1'), [tmp_path/f'{i}.png' for i in range(6)]
-    scores = judge_copies(model, meta, drawn, few, copies, batch_size=4, workers=workers)
-    assert tuple(scores.columns) == copies and len(scores) == 6
-    for c in copies:
+    corruptions, files = ('', 'scale:0.5+jpeg:50', 'noise:0.1'), [tmp_path/f'{i}.png' for i in range(6)]
+    scores = predict_corrupted(model, meta, drawn, few, corruptions, batch_size=4, workers=workers)
+    assert tuple(scores.columns) == corruptions and len(scores) == 6
+    for c in corruptions:
         for file, p in zip(files, few.path):
             pixels = corrupt(open_image(drawn/p, p), c).permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(file)
@@ -199,7 +199,7 @@ def test_copies_get_the_score_that_the_detector_gives_their_files(drawn, manifes
 def test_a_file_that_went_bad_is_named(faces, manifest):
     (faces/manifest.path[1]).write_bytes(b'\xff\xd8\xff')
     with pytest.raises(ImageError, match=f'^{manifest.path[1]}: '):
-        judge_copies(build_model('random')[0], metadata(size=64), faces, manifest.head(3), [''])
+        predict_corrupted(build_model('random')[0], metadata(size=64), faces, manifest.head(3), [''])
 
 # --- what is told of them ---
 
@@ -209,17 +209,17 @@ TOY = pd.DataFrame({'': [.95, .9, .8, .7, .1, .05, .2, .3],
 
 def told(scores=TOY, band=(.35, .65)):
     "`robustness` of scores in which the nine versions change nothing."
-    versions = {v: scores[''] for v in VERSIONS}
+    versions = {v: scores[''] for v in STABILITY_SET}
     return robustness(LABELS, scores.assign(**versions), [c for c in scores if c], .5, band, 50)
 
 def test_a_row_for_each_corruption():
     table = robustness_table(told()).set_index('file')
     assert table.index.tolist() == ['as it is', 'jpeg:30']
-    as_is, copy = [[float(t.split(' ')[0]) for t in row] for row in table.to_numpy()]
+    as_is, corruption = [[float(t.split(' ')[0]) for t in row] for row in table.to_numpy()]
     auc = roc_auc_score([True] * 4 + [False] * 4, TOY['jpeg:30'])
     # accuracy, caught, cleared, AUC, calibration error, answered, wrong
     assert as_is == pytest.approx([100, 100, 100, 1, .1625, 100, 0], abs=6e-4)
-    assert copy == pytest.approx([62.5, 50, 75, auc, .2875, 62.5, 40], abs=6e-4)
+    assert corruption == pytest.approx([62.5, 50, 75, auc, .2875, 62.5, 40], abs=6e-4)
 
 def test_what_a_corruption_moves():
     "Verdicts that are others, and those from one sure answer to the other."
@@ -233,20 +233,20 @@ def test_how_far_the_log_odds_move():
     odds, labels = np.random.default_rng(0).normal(0, 3, 400), ['fake'] * 200 + ['real'] * 200
     sigmoid, by = lambda x: 1 / (1 + np.exp(-x)), np.r_[np.full(200, -1.5), np.linspace(0, 2, 200)]
     moved = effect(labels, sigmoid(odds), sigmoid(odds + by), .5, (.5, .5), 9)
-    assert moved['drift']['fake'] == pytest.approx([-1.5] * 3, abs=1e-6)
-    assert moved['drift']['real'] == pytest.approx([1, .1, 1.9], abs=.01)
+    assert moved['logit_shift']['fake'] == pytest.approx([-1.5] * 3, abs=1e-6)
+    assert moved['logit_shift']['real'] == pytest.approx([1, .1, 1.9], abs=.01)
     assert moved['changed'] == moved['flipped']  # without a band there is no third answer
     ones = np.r_[np.ones(200), np.zeros(200)]
     sure = effect(labels, ones, 1 - ones, .5, (.3, .7), 9)
-    assert sure['flipped']['k'] == 400 and np.isfinite(sum(sure['drift'].values(), [])).all()
+    assert sure['flipped']['k'] == 400 and np.isfinite(sum(sure['logit_shift'].values(), [])).all()
 
-@pytest.mark.parametrize('copies, order', [
+@pytest.mark.parametrize('corruptions, order', [
     ('jpeg:50 jpeg:90 jpeg:75', ['', 'jpeg:90', 'jpeg:75', 'jpeg:50']),
     ('blur:2 blur:0.5', ['', 'blur:0.5', 'blur:2']), ('webp:9 webp:10', ['', 'webp:10', 'webp:9']),
     ('scale:1.5 scale:0.5', ['scale:0.5', '', 'scale:1.5']), ('crop:0.2', ['', 'crop:0.2']),
     ('jpeg:90+crop:0.1 jpeg:9+crop:0.1', ['', 'jpeg:90+crop:0.1', 'jpeg:9+crop:0.1'])])
-def test_copies_of_a_kind_stand_by_strength(copies, order):
-    (kind, found), = by_kind(copies.split()).items()
+def test_copies_of_a_kind_stand_by_strength(corruptions, order):
+    (kind, found), = by_kind(corruptions.split()).items()
     assert found == order and kind in ('jpeg', 'blur', 'webp', 'scale', 'crop', 'jpeg+crop')
 
 @pytest.mark.parametrize('plot, rows', [(plot_robustness, 3), (plot_shift, 4)])
@@ -310,17 +310,17 @@ def test_several_checkpoints_on_the_same_copies(drawn, manifest, checkpoint, tmp
     result = save_robustness(run, few, models, ['crop:0.1', 'crop:0.1', 'gamma:2'], bootstrap=9)
     assert few.label.tolist() == ['fake'] * 3 + ['real'] * 3 and result['n'] == 6
     assert result == json.loads((run.dir/'robustness.json').read_text())
-    copies = pd.read_csv(run.dir/'copies.csv')
-    assert set(copies.columns) == {'path', 'label', 'model', 'as it is', 'crop:0.1', 'gamma:2',
-                                   *VERSIONS}
+    corruptions = pd.read_csv(run.dir/'corruptions.csv')
+    assert set(corruptions.columns) == {'path', 'label', 'model', 'as it is', 'crop:0.1', 'gamma:2',
+                                   *STABILITY_SET}
     for name, path in models.items():
         (model, meta), found = load_checkpoint(path), result['models'][name]
-        assert [r['copy'] for r in found['rows']] == ['', 'crop:0.1', 'gamma:2']
+        assert [r['corruption'] for r in found['rows']] == ['', 'crop:0.1', 'gamma:2']
         assert found['band'] == meta['band']
-        again = judge_copies(model, meta, drawn, few, ['gamma:2'])['gamma:2']
-        assert copies[copies.model == name]['gamma:2'].tolist() == pytest.approx(again, abs=1e-6)
+        again = predict_corrupted(model, meta, drawn, few, ['gamma:2'])['gamma:2']
+        assert corruptions[corruptions.model == name]['gamma:2'].tolist() == pytest.approx(again, abs=1e-6)
     assert result['models']['a']['sha256'] != result['models']['b']['sha256']
-    for name in ('robustness', 'drift', 'reliability'):
+    for name in ('robustness', 'logit_shift', 'reliability'):
         assert (run.dir/'figures'/f'{name}.png').stat().st_size > 9999
 
 def test_a_flip_is_both_answers_for_one_image():

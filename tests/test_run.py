@@ -10,7 +10,7 @@ SETS = '''train.crop=48 train.epochs=1 train.device=cpu train.workers=0 evaluate
 
 def test_a_quick_run(cli, drawn, tmp_path):
     sets = [a for s in [*SETS, f'data.standin_dir={drawn}'] for a in ('--set', s)]
-    code, out, err = cli('run', '--quick', '--out', tmp_path, *sets)
+    code, out, err = cli('run', '--smoke', '--out', tmp_path, *sets)
     assert code == 0, err
     run_dir, = tmp_path.iterdir()
     assert all((run_dir/f'{s}.ipynb').is_file() for s in STEPS) and 'report.html' in out

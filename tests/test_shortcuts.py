@@ -16,12 +16,12 @@ from fakeface.core import CLASSES, FaceError, ImageError
 from fakeface.images import open_image
 from fakeface.corrupt import jpeg
 from fakeface.data import sample, save_manifest
-from fakeface.dataset import Run, first_of_each, judge_copies, judge_images
+from fakeface.dataset import Run, first_of_each, predict_corrupted, predict_images
 from fakeface.detector import Detector
 from fakeface.model import build_model, fit_to, metadata, p_fake, to_input
 from fakeface.shortcuts import (
-    READING, drop, enlarge_and_back, facts_table, file_facts, judge_conditions,
-    learn_facts, learn_spectrum, patches, plot_shortcuts, points, reencode, scored, shift,
+    READING, accuracy_drop, enlarge_and_back, facts_table, file_facts, predict_conditions,
+    learn_facts, learn_spectrum, patches, plot_shortcuts, points, reencode, interval_scores, shifted,
     shortcut_table, shuffle_patches, spectra, spectrum, verdict)
 
 # torchvision's JPEG
@@ -154,12 +154,12 @@ def test_c_is_the_one_that_the_validation_images_prefer():
 @pytest.mark.parametrize('h, w', [(64, 64), (33, 47), (8, 9), (2, 1)])
 def test_a_shift_keeps_size_and_pixels(h, w):
     x = texture(0, h, w)
-    y = shift(x, 3, 5)
-    assert y.shape == x.shape and y.dtype == torch.uint8 and shift(x, 0, 0).equal(x)
+    y = shifted(x, 3, 5)
+    assert y.shape == x.shape and y.dtype == torch.uint8 and shifted(x, 0, 0).equal(x)
     if h > 3 and w > 5: assert y[:, :h - 3, :w - 5].equal(x[:, 3:, 5:])
     if h > 6 and w > 5:  # a mirror at the edge
-        assert y[:, h - 3].equal(shift(x, 0, 5)[:, h - 2])
-        assert y[:, h - 1].equal(shift(x, 0, 5)[:, h - 4])
+        assert y[:, h - 3].equal(shifted(x, 0, 5)[:, h - 2])
+        assert y[:, h - 1].equal(shifted(x, 0, 5)[:, h - 4])
     assert reencode(x).equal(jpeg(y, 90))
 
 def test_the_old_grid_is_left():
@@ -204,9 +204,9 @@ def test_altered_images_are_judged_as_their_files_would_be(stored, tmp_path, wor
     root, m = stored
     few, model = part(m, 'test', 6), build_model('random', seed=1)[0].eval()
     meta = metadata(size=48, normalize=False, temperature=.3)
-    judge = partial(judge_images, model, meta, root, few, batch_size=4, workers=workers)
+    judge = partial(predict_images, model, meta, root, few, batch_size=4, workers=workers)
     close, unaltered = partial(pytest.approx, abs=1e-5), judge()
-    assert unaltered.tolist() == close(judge_copies(model, meta, root, few, [''])[''].tolist())
+    assert unaltered.tolist() == close(predict_corrupted(model, meta, root, few, [''])[''].tolist())
     images = [torch.from_numpy(open_image(root/p)) for p in few.path]
     for alter in (reencode, partial(enlarge_and_back, inner=10)):
         files = [tmp_path/f'{i}.png' for i in range(6)]  # altered before it is resized
@@ -224,18 +224,18 @@ def test_a_file_that_went_bad_is_named(faces):
     m, _ = sample(faces, dict(train=0, valid=0, test=0))
     (faces/m.path[1]).write_bytes(b'\xff\xd8\xff')
     with pytest.raises(ImageError, match=f'^{m.path[1]}: '):
-        judge_images(build_model('random')[0], META, faces, m.head(3), reencode)
+        predict_images(build_model('random')[0], META, faces, m.head(3), reencode)
 
 def test_each_condition_alters_whom_it_says():
     fake, calls, unaltered = np.array([True, True, False, False]), [], np.full(4, .9)
     marks = {reencode: .1, enlarge_and_back: .2, shuffle_patches: .4, patches: .5}
-    def judge(which, copy, view):
-        f = view or copy
+    def judge(which, corruption, view):
+        f = view or corruption
         more = getattr(f, 'keywords', {})
-        calls.append((which.sum(), copy != '', view is not None))
+        calls.append((which.sum(), corruption != '', view is not None))
         mark = .3 if 'inner' in more else marks[getattr(f, 'func', f)] + more.get('side', 0) / 1000
         return np.full(which.sum(), mark)
-    found = {n: (k, s.round(3).tolist()) for n, k, s in judge_conditions(fake, unaltered, judge)}
+    found = {n: (k, s.round(3).tolist()) for n, k, s in predict_conditions(fake, unaltered, judge)}
     assert found == {
         'both: shifted, JPEG 90': ('equal', [.1] * 4),
         'reals: 2 x larger, JPEG 90, back': ('equal', [.9, .9, .2, .2]),
@@ -253,18 +253,18 @@ def test_each_condition_alters_whom_it_says():
 def test_a_drop_counts_images():
     n = np.arange(200)
     fake, before, after = n < 100, n >= 10, n % 20 > 0
-    d, worse = drop(fake, before, after), drop(fake, before, before & (n < 160))
+    d, worse = accuracy_drop(fake, before, after), accuracy_drop(fake, before, before & (n < 160))
     assert (d['value'], d['lost'], d['gained'], d['n'], d['p']) == (0, 9, 9, 200, 1)
     assert d['low'] < 0 < d['high']
     assert (worse['value'], worse['lost']) == (20, 40) and worse['p'] < 1e-10
     assert 14 < worse['low'] < 20 < worse['high'] < 27
-    better = drop(fake, before & (n < 160), before)
+    better = accuracy_drop(fake, before & (n < 160), before)
     assert (better['value'], better['gained']) == (-20, 40) and better['high'] < -14
 
 @pytest.mark.parametrize('n', [20, 100, 400])
 def test_no_change_in_few_images_proves_little(n):
     "Rule of three: 3 / n is what no case among n allows for at most."
-    d = drop(np.arange(n) < n // 2, np.ones(n, bool), np.ones(n, bool), 2000)
+    d = accuracy_drop(np.arange(n) < n // 2, np.ones(n, bool), np.ones(n, bool), 2000)
     assert d['value'] == 0 and 150 / n < d['high'] < 400 / n
     assert d['high'] == pytest.approx(-d['low'], rel=.6)
 
@@ -272,7 +272,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     "One image in a hundred is lost, none gained: most samples of 60 show no change at all."
     rng, fake, held = np.random.default_rng(0), np.arange(60) < 30, 0
     for seed in range(150):
-        d = drop(fake, np.ones(60, bool), rng.uniform(size=60) >= .01, 100, seed)
+        d = accuracy_drop(fake, np.ones(60, bool), rng.uniform(size=60) >= .01, 100, seed)
         held += d['low'] <= 1 <= d['high']
     assert held / 150 > .93
 
@@ -282,8 +282,8 @@ def test_points_in_words():
 
 def test_scored_by_hand():
     fake, score = np.arange(8) < 4, np.array([.9, .8, .4, .6, .1, .2, .6, .3])
-    r = scored(fake, score, .6, 50)
-    counts = [(r[k]['k'], r[k]['n']) for k in ('accuracy', 'caught', 'cleared')]
+    r = interval_scores(fake, score, .6, 50)
+    counts = [(r[k]['k'], r[k]['n']) for k in ('accuracy', 'tpr', 'tnr')]
     assert r['n'] == 8 and counts == [(6, 8), (3, 4), (3, 4)]
     assert r['auc']['value'] == (15.5 - 1) / 16
     assert all(r[k]['low'] <= r[k]['value'] <= r[k]['high'] for k in r if k != 'n')
@@ -291,7 +291,7 @@ def test_scored_by_hand():
 # --- the verdict ---
 
 SHARE = dict(value=.965, low=.942, high=.979, k=386, n=400)
-SCORED = dict(n=400, accuracy=SHARE, caught=SHARE, cleared=SHARE, auc=SHARE)
+SCORED = dict(n=400, accuracy=SHARE, tpr=SHARE, tnr=SHARE, auc=SHARE)
 
 def outcome(*ends, accuracy=SHARE, goal=.5, **more):
     "A result whose equal histories cost what is given: (value, low, high) each."

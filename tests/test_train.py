@@ -260,11 +260,11 @@ def some_scores(kind, rng):
     fake = np.r_[rng.uniform(size=rng.integers(5, 200)) < .5, True, False]
     by = dict(overlapping=1.5, apart=9, wrong=-9, blind=0, ties=1, alike=0)[kind]
     judge = lambda: 1 / (1 + np.exp(-np.where(fake, by, -by) - rng.normal(0, 1, len(fake))))
-    p, copies = judge(), [judge() for _ in range(rng.integers(0, 4))]
+    p, corruptions = judge(), [judge() for _ in range(rng.integers(0, 4))]
     if kind == 'ties':
-        p, copies = p.round(1).clip(.01, .99), [c.round(1).clip(.01, .99) for c in copies]
-    if kind == 'alike': p, copies = np.full(len(p), .4), [np.full(len(p), .4) for _ in copies]
-    return p, fake, np.concatenate([p, *copies]), np.tile(fake, len(copies) + 1)
+        p, corruptions = p.round(1).clip(.01, .99), [c.round(1).clip(.01, .99) for c in corruptions]
+    if kind == 'alike': p, corruptions = np.full(len(p), .4), [np.full(len(p), .4) for _ in corruptions]
+    return p, fake, np.concatenate([p, *corruptions]), np.tile(fake, len(corruptions) + 1)
 
 @pytest.mark.parametrize('kind', ['overlapping', 'apart', 'wrong', 'blind', 'ties', 'alike'])
 def test_the_operating_point_keeps_its_promises(kind):
@@ -273,14 +273,14 @@ def test_the_operating_point_keeps_its_promises(kind):
     for seed in range(60):
         rng = np.random.default_rng(seed)
         p, fake, p_all, fake_all = some_scores(kind, rng)
-        fpr, band = rng.choice([.005, .05, .2, .5]), rng.choice([.005, .02, .1, .5])
-        threshold, (low, high) = operating_point(p, fake, p_all, fake_all, fpr, band)
+        fpr, band_error = rng.choice([.005, .05, .2, .5]), rng.choice([.005, .02, .1, .5])
+        threshold, (low, high) = operating_point(p, fake, p_all, fake_all, fpr, band_error)
         assert 0 < low <= threshold <= high < 1, seed
         real, reals, fakes = p[~fake], p_all[~fake_all], p_all[fake_all]
         assert (real >= threshold).mean() <= fpr < (real >= real[real < threshold].max()).mean()
-        assert (reals >= high).mean() <= band and (fakes < low).mean() <= band, seed
-        if high > threshold: assert (reals >= reals[reals < high].max()).mean() > band, seed
-        if low < threshold: assert (fakes <= fakes[fakes >= low].min()).mean() > band, seed
+        assert (reals >= high).mean() <= band_error and (fakes < low).mean() <= band_error, seed
+        if high > threshold: assert (reals >= reals[reals < high].max()).mean() > band_error, seed
+        if low < threshold: assert (fakes <= fakes[fakes >= low].min()).mean() > band_error, seed
 
 @pytest.mark.parametrize('kind', ['overlapping', 'apart', 'wrong', 'ties'])
 def test_no_bound_and_no_band(kind):
