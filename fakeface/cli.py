@@ -404,7 +404,7 @@ The images are judged whole, each many times over: a minute or two for a hundred
 checkpoint.''')
 def cmd_robustness(a):
     """Judge a folder again and again, as it is and corrupted, by one or several checkpoints:
-    accuracy, doubt, drift and flips as curves."""
+    accuracy, coverage, logit shift and stability as curves."""
     from fakeface.corrupt import parse_corruptions
     from fakeface.detector import SHIPPED
     from fakeface.folders import robustness_folder

@@ -138,7 +138,7 @@ def classes_in(
     tree: dict,  # from `folder_tree`
     classes=()  # see `folder_words`
 ) -> dict:
-    "`{subfolder: Said}` of the class folders directly in a folder."
+    "`{subfolder: FolderWords}` of the class folders directly in a folder."
     said = {f: s for f in tree[folder] if (s := folder_words(f.name, classes)).label
             and not holds_both(f, tree, classes)}
     plain = {f: s for f, s in said.items() if s.plain}
