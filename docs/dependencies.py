@@ -12,7 +12,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = re.compile('nvidia-|cuda-|triton$')  # torch's default build on Linux pins these itself; a CPU build has none of them
-START = 'fakeface', ('', 'dev', 'fetch')
+START = 'fakeface', ('', 'dev', 'fetch', 'onnx')
 HEAD = '''# Exact versions with which the tests passed, Python {python}. Written by `make lock`; do not edit.
 # To install these and no others:   pip install -c constraints.txt -e '.[dev]'
 # settings.ini says what is needed and which versions may do; this only says which were there. CUDA's packages are left out: torch pins them itself.

@@ -16,6 +16,7 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from importlib.util import find_spec
+from inspect import cleandoc
 from itertools import groupby
 from pathlib import Path
 
@@ -52,8 +53,8 @@ DEVICE = argument('--device', default='auto', help='auto, cpu, cuda ...; default
 # %% ../nbs/lib/15_cli.ipynb #776aba4c
 PROFILES = '''Profiles: demo (generated stand-in, minutes), reference (the recipe we measure
 against), native (native crops, 12 epochs), 140k (native crops, degraded, on one generator),
-140k-full (the same for all 140,000 images, on a GPU), faces (ours: many generators and many kinds
-of photographs).
+140k-full (the same for 28,000 images of the full set, on a GPU), faces (ours: many generators and
+many kinds of photographs).
 Settings are those of the notebooks, by section: data, model, train, evaluate, gradcam, robustness,
 shortcuts, generators, explanations, report.'''
 
@@ -513,7 +514,8 @@ def parser():
     p.add_argument('--version', action='version', version=f'fakeface {__version__}')
     subs = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name, (f, args, epilog) in COMMANDS.items():
-        s = subs.add_parser(name, help=f.__doc__, description=f.__doc__, epilog=epilog, **form)
+        about = cleandoc(f.__doc__)
+        s = subs.add_parser(name, help=about, description=about, epilog=epilog, **form)
         s.set_defaults(f=f)
         for names, kw in args:
             s.add_argument(*names, **kw)

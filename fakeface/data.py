@@ -585,7 +585,7 @@ def check_counts(counts):  # see `sample`; one image cannot be half of each clas
                         'or 0 for all that balance allows')
 
 # %% ../nbs/01_data.ipynb #a4984576
-REASONS = {'same bytes': 'corruptions', 'near-duplicate': 'near-duplicates', 'damaged': 'damaged'}
+REASONS = {'same bytes': 'copies', 'near-duplicate': 'near-duplicates', 'damaged': 'damaged'}
 
 def reason_kind(
     reason: str # of `sample`
@@ -628,7 +628,7 @@ def sample(
     root,          # data set, or a folder with some in it
     counts,        # {split: n}: at most n images, half of each class; 0: all that balance allows
     seed=42,       # of the order
-    near=24,  # see `take_images`
+    near=24,       # see `take_images`
     share=0.15,    # see `fill_splits`
     generator='',  # what made the fakes of which no folder tells it, '' when unknown
     source='',     # name of the data set; the folder's name by default

@@ -53,9 +53,8 @@ class Faces(Dataset):
     def __getitem__(self, i):
         draw, i = i, i[0] if isinstance(i, tuple) else i
         x = torch.from_numpy(open_image(self.root/self.paths[i], self.paths[i]))
-        x = fit_to(
-            self.copy(x) if callable(self.corruption) else corrupt(x, self.corruption), self.size
-        )
+        x = self.corruption(x) if callable(self.corruption) else corrupt(x, self.corruption)
+        x = fit_to(x, self.size)
         if self.seed is not None: torch.manual_seed(part_seed(self.seed, draw))
         return (self.augment(x) if self.augment else x), self.targets[i]
 

@@ -24,14 +24,14 @@ from .dataset import Run, first_of_each
 from .detector import Detector
 from .evaluate import compare, evaluate, save_clusters, save_errors, save_numbers
 from .gradcam import explained
-from .pipeline import STEPS, run_step
+from .pipeline import REPORT, run_step
 from .robustness import save_robustness
 
 # %% ../nbs/lib/14_folders.ipynb #329566d0
 def corrupted_image(
     path: Path,  # file
     name: str,   # what an error calls it
-    corruption: str  # corruption
+    corruption: str  # such as 'jpeg:75'
 ) -> np.ndarray:
     """An image after a corruption: uint8 (3, H, W). Raises `ImageError`, also when the corruption
     cannot be done to it."""
@@ -156,7 +156,7 @@ def evaluate_folder(
     result = save_numbers(run, judged, threshold, band, bootstrap=bootstrap, **about)
     save_errors(run, judged, threshold, show=show, bootstrap=bootstrap)
     save_clusters(run, judged, threshold, features)
-    run_step(STEPS[-1], dict(title='Real or generated?'), run.dir)
+    run_step(REPORT, dict(title='Real or generated?'), run.dir)
     return result
 
 # %% ../nbs/lib/14_folders.ipynb #9f65820f
@@ -172,7 +172,7 @@ def is_readable(
 def robustness_folder(
     models: dict[str, Path],  # name -> checkpoint, from `checkpoints`
     root: Path,               # data set with both classes
-    corruptions: list[str],   # corruptions
+    corruptions: list[str],   # such as 'jpeg:75+crop:0.1'
     out: Path,           # folder for corruptions.csv, robustness.json, figures and report.html
     split: str | None = None, # only this split, if the data set has splits
     *, images: int = 0,       # images judged, half of each class; 0: all
@@ -194,7 +194,7 @@ def robustness_folder(
     run = small_run(out, root, device)
     result = save_robustness(run, judged, models, corruptions,
                              workers=workers if len(judged) > 64 else 0, **how)
-    run_step(STEPS[-1], dict(title='What is left after the journey'), run.dir)
+    run_step(REPORT, dict(title='What is left after the journey'), run.dir)
     return result | dict(unreadable=len(files) - len(good))
 
 # %% ../nbs/lib/14_folders.ipynb #a74d7cd8

@@ -132,7 +132,7 @@ def save_page(
     """Write what a step shows beside its notebook. The report's page is `report.html`, and begins
     with what stands below 'Run'."""
     shown, name = nbformat.read(done, 4), done.stem
-    if name == STEPS[-1]:
+    if name == REPORT:
         name = 'report'
         below = next(i for i, c in enumerate(shown.cells) if c.source.startswith('## Run'))
         shown.cells = shown.cells[below + 1:]
@@ -249,7 +249,8 @@ def run_steps(
     config: dict  # from `run_config`
 ) -> tuple:
     "The steps of a run: all, or without the training when its weights were given."
-    return STEPS if config['trains'] else tuple(s for s in STEPS if s[:2] not in ('02', '03'))
+    return STEPS if config['trains'] else tuple(
+        s for s in STEPS if section(s) not in ('model', 'train'))
 
 # %% ../nbs/lib/13_pipeline.ipynb #8fcc4a6e
 # what the user can mend

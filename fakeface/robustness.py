@@ -54,9 +54,9 @@ def effect(
     bootstrap: int = 500, # resamples behind the interval of the AUC
     seed: int = 42        # of the resampling
 ) -> dict:
-    """What is measured of the copies: shares with Wilson's interval (accuracy, caught: TPR,
-    cleared: TNR, answered: coverage, wrong: selective risk; changed and flipped against `before`),
-    auc, calibration, and drift, `{class: [median, 5 %, 95 %]}` of the logit shift."""
+    """What is measured of the copies: shares with Wilson's interval (accuracy, tpr, tnr, coverage,
+    selective_risk; changed and flipped against `before`), auc, calibration, and logit_shift,
+    `{class: [median, 5 %, 95 %]}`."""
     fake, n = np.asarray(labels) == 'fake', len(labels)
     was, now = (signed_verdicts(p, band) for p in (before, after))
     right, sure = (after >= threshold) == fake, now != 0
@@ -161,7 +161,7 @@ NO_EFFECT = dict(jpeg=101, webp=101, scale=1, screenshot=1, gamma=1)
 
 # %% ../nbs/06_robustness.ipynb #46501be0
 def by_kind(
-    corruptions: list[str]  # corruptions
+    corruptions: list[str]  # such as 'jpeg:75+crop:0.1'
 ) -> dict[str, list[str]]:
     """`{kind: copies in the order of its axis}`, the file as it is ('') among them: first, or
     between the two sides of a kind that has two."""
@@ -330,7 +330,7 @@ def save_robustness(
     run: Run,                 # the folder, the data set and the device
     test: pd.DataFrame,       # images to judge: manifest
     models: dict[str, Path],  # name -> checkpoint
-    corruptions: list[str],   # corruptions
+    corruptions: list[str],   # such as 'jpeg:75+crop:0.1'
     *, batch_size: int = 32,  # images judged at once
     workers: int = 0,         # processes that decode and corrupt
     bootstrap: int = 500,     # resamples

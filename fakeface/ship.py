@@ -164,7 +164,7 @@ def measured(
     also: list[str]  # folders to evaluate besides
 ) -> dict[str, str]:
     "What the model card says of the model of a run, by mark; `brief` is for README."
-    ours, found, corruptions = (load_json(run/f'{n}.json')
+    ours, found, robust = (load_json(run/f'{n}.json')
                            for n in ('metrics', 'generators', 'robustness'))
     detector, people = Detector.load(run/'model.safetensors'), people_table(found['people'])
     judged = {f'{ours["source"]}, {ours["split"]}': ours}
@@ -175,7 +175,7 @@ def measured(
     told |= {'short': in_short(found),
              'sources': '\n\n'.join(markdown_table(found['sources'][c]) for c in CLASSES),
              'people': f'{found["people_text"]}\n\n{markdown_table(people)}',
-             'robustness': robustness_markdown(corruptions['n'], corruptions['models'][OWN])}
+             'robustness': robustness_markdown(robust['n'], robust['models'][OWN])}
     left_out = repo_path('nbs')/'lib'/'left_out.csv'
     if left_out.is_file():
         told['left-out'] = markdown_table(left_out_table(pd.read_csv(left_out)))

@@ -76,7 +76,7 @@ def interval_scores(
     bootstrap:int=500,  # resamples
     seed:int=42         # of the resampling
 )->dict:
-    """`{n, accuracy, caught, cleared, auc}`, the last four as `{value, low, high}` with 95 %
+    """`{n, accuracy, tpr, tnr, auc}`, the last four as `{value, low, high}` with 95 %
     intervals."""
     right = (score >= threshold) == is_fake
     auc = bootstrap_all(lambda y, s: dict(auc=roc_auc_score(y, s)), is_fake, score, bootstrap, seed)
@@ -207,7 +207,7 @@ def points(metric:dict)->str:
 def predict_conditions(
     is_fake:np.ndarray,   # bool (N,)
     unaltered:np.ndarray, # p_fake (N,) of the images as they are
-    judge               # (which images: bool (N,), copy, view) -> p_fake, see `predict_images`
+    judge   # (which images: bool (N,), corruption, view) -> p_fake, see `predict_images`
 )->list:
     """`[(name, kind, p_fake)]`: kind 'equal' where both classes have one history, 'control', or
     'patches'."""

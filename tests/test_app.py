@@ -378,11 +378,11 @@ def test_hostile_names_stay_text(app):
     check()
 
 def test_each_upload_is_judged_once(app, monkeypatch):
-    judged, judge_batch = [], detecting.judge_batch
+    judged, predict_batch = [], detecting.predict_batch
     def counted(d, batch, explain, *band):
         judged.extend(bool(explain) for _ in batch)
-        return judge_batch(d, batch, explain, *band)
-    monkeypatch.setattr(detecting, 'judge_batch', counted)
+        return predict_batch(d, batch, explain, *band)
+    monkeypatch.setattr(detecting, 'predict_batch', counted)
     upload(app, *[(f'{i}.jpg', face(i)) for i in range(9)])
     assert judged == [False] * 9
     for change in (lambda: app.slider(key='threshold').set_value(30),

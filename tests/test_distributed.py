@@ -110,8 +110,8 @@ def test_a_killed_process_ends_the_job_in_one_line_and_the_run_goes_on(make, two
     code = f'''import sys
 from types import SimpleNamespace
 from fakeface.core import FaceError
-from fakeface.train import launch
-try: launch({str(d)!r}, SimpleNamespace(**{vars(settings())!r}))
+from fakeface.train import launch_training
+try: launch_training({str(d)!r}, SimpleNamespace(**{vars(settings())!r}))
 except FaceError as e: sys.exit(print(e, file=sys.stderr) or 2)'''
     job = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE,
                            stderr=subprocess.PIPE, text=True)

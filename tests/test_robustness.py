@@ -215,11 +215,11 @@ def told(scores=TOY, band=(.35, .65)):
 def test_a_row_for_each_corruption():
     table = robustness_table(told()).set_index('file')
     assert table.index.tolist() == ['as it is', 'jpeg:30']
-    as_is, corruption = [[float(t.split(' ')[0]) for t in row] for row in table.to_numpy()]
+    as_is, copy = [[float(t.split(' ')[0]) for t in row] for row in table.to_numpy()]
     auc = roc_auc_score([True] * 4 + [False] * 4, TOY['jpeg:30'])
     # accuracy, caught, cleared, AUC, calibration error, answered, wrong
     assert as_is == pytest.approx([100, 100, 100, 1, .1625, 100, 0], abs=6e-4)
-    assert corruption == pytest.approx([62.5, 50, 75, auc, .2875, 62.5, 40], abs=6e-4)
+    assert copy == pytest.approx([62.5, 50, 75, auc, .2875, 62.5, 40], abs=6e-4)
 
 def test_what_a_corruption_moves():
     "Verdicts that are others, and those from one sure answer to the other."
@@ -310,15 +310,15 @@ def test_several_checkpoints_on_the_same_copies(drawn, manifest, checkpoint, tmp
     result = save_robustness(run, few, models, ['crop:0.1', 'crop:0.1', 'gamma:2'], bootstrap=9)
     assert few.label.tolist() == ['fake'] * 3 + ['real'] * 3 and result['n'] == 6
     assert result == json.loads((run.dir/'robustness.json').read_text())
-    corruptions = pd.read_csv(run.dir/'corruptions.csv')
-    assert set(corruptions.columns) == {'path', 'label', 'model', 'as it is', 'crop:0.1', 'gamma:2',
-                                   *STABILITY_SET}
+    table = pd.read_csv(run.dir/'corruptions.csv')
+    assert set(table.columns) == {'path', 'label', 'model', 'as it is', 'crop:0.1', 'gamma:2',
+                                  *STABILITY_SET}
     for name, path in models.items():
         (model, meta), found = load_checkpoint(path), result['models'][name]
         assert [r['corruption'] for r in found['rows']] == ['', 'crop:0.1', 'gamma:2']
         assert found['band'] == meta['band']
         again = predict_corrupted(model, meta, drawn, few, ['gamma:2'])['gamma:2']
-        assert corruptions[corruptions.model == name]['gamma:2'].tolist() == pytest.approx(again, abs=1e-6)
+        assert table[table.model == name]['gamma:2'].tolist() == pytest.approx(again, abs=1e-6)
     assert result['models']['a']['sha256'] != result['models']['b']['sha256']
     for name in ('robustness', 'logit_shift', 'reliability'):
         assert (run.dir/'figures'/f'{name}.png').stat().st_size > 9999

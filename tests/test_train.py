@@ -263,11 +263,11 @@ def some_scores(kind, rng):
     fake = np.r_[rng.uniform(size=rng.integers(5, 200)) < .5, True, False]
     by = dict(overlapping=1.5, apart=9, wrong=-9, blind=0, ties=1, alike=0)[kind]
     judge = lambda: 1 / (1 + np.exp(-np.where(fake, by, -by) - rng.normal(0, 1, len(fake))))
-    p, corruptions = judge(), [judge() for _ in range(rng.integers(0, 4))]
+    p, copies = judge(), [judge() for _ in range(rng.integers(0, 4))]
     if kind == 'ties':
-        p, corruptions = p.round(1).clip(.01, .99), [c.round(1).clip(.01, .99) for c in corruptions]
-    if kind == 'alike': p, corruptions = np.full(len(p), .4), [np.full(len(p), .4) for _ in corruptions]
-    return p, fake, np.concatenate([p, *corruptions]), np.tile(fake, len(corruptions) + 1)
+        p, copies = p.round(1).clip(.01, .99), [c.round(1).clip(.01, .99) for c in copies]
+    if kind == 'alike': p, copies = np.full(len(p), .4), [np.full(len(p), .4) for _ in copies]
+    return p, fake, np.concatenate([p, *copies]), np.tile(fake, len(copies) + 1)
 
 @pytest.mark.parametrize('kind', ['overlapping', 'apart', 'wrong', 'blind', 'ties', 'alike'])
 def test_the_operating_point_keeps_its_promises(kind):
