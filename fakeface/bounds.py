@@ -173,7 +173,7 @@ def check_size(
     most, tags = max_pixels * (REDUCED if jpeg else 1), getattr(im, 'tag_v2', {})
     if w * h > most:
         raise ImageError(name, f'{w} x {h} pixels, more than {most / 1e6:.0f} million; '
-                               f'make it smaller{"" if jpeg else ", or save it as JPEG"}')
+                         f'make it smaller{"" if jpeg else ", or save it as JPEG"}')
     if max(w, h) > MAX_SIDE:
         raise ImageError(name, f'{w} x {h} pixels, a side longer than {MAX_SIDE}')
     if float(tags.get(322, 0)) * float(tags.get(323, 0)) > max_pixels:

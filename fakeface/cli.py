@@ -42,12 +42,12 @@ def argument(*names, **kw):  # as `add_argument` takes them
 
 # %% ../nbs/lib/15_cli.ipynb #a587c4a5
 DATA = argument('--data', metavar='DIR', required=True,
-           help='a folder with real/ and fake/ (one of them is enough), or with splits')
+                help='a folder with real/ and fake/ (one of them is enough), or with splits')
 CLASS_NAMES = argument('--classes', nargs=2, metavar=('REAL', 'FAKE'), default=[],
-                  help='names of the two class folders, where they are not understood')
+                       help='names of the two class folders, where they are not understood')
 SPLIT = argument('--split', choices=('train', 'valid', 'test'), help='only this split')
 WEIGHTS = argument('--weights', metavar='FILE',
-              help='a checkpoint (.safetensors); default: the one that ships')
+                   help='a checkpoint (.safetensors); default: the one that ships')
 DEVICE = argument('--device', default='auto', help='auto, cpu, cuda ...; default: auto')
 
 # %% ../nbs/lib/15_cli.ipynb #776aba4c
@@ -60,36 +60,20 @@ shortcuts, generators, explanations, report.'''
 
 # %% ../nbs/lib/15_cli.ipynb #2dbacee4
 @command(
-    argument(
-        '--profile',
-        help='demo, reference, native, 140k, 140k-full, faces, or a .yaml file; default: demo',
-    ),
-    argument(
-        '--data',
-        metavar='DIR',
-        action='append',
-        help='data set: real/ and fake/, or train/, '
-        'valid/, test/ with those in each, perhaps with a folder for each generator or kind of '
-        'photograph; may be repeated',
-    ),
+    argument('--profile',
+             help='demo, reference, native, 140k, 140k-full, faces, or a .yaml file; default: demo'),
+    argument('--data', metavar='DIR', action='append',
+             help='data set: real/ and fake/, or train/, valid/, test/ with those in each, perhaps '
+                  'with a folder for each generator or kind of photograph; may be repeated'),
     CLASS_NAMES,
-    argument(
-        '--smoke',
-        action='store_true',
-        help='try it: every step does just enough to see that it '
-        'works, with few and small images and few epochs',
-    ),
-    argument(
-        '--set',
-        action='append',
-        default=[],
-        metavar='SECTION.NAME=VALUE',
-        help='override a setting, e.g. train.epochs=3; may be repeated',
-    ),
+    argument('--smoke', action='store_true',
+             help='try it: every step does just enough to see that it works, with few and small '
+                  'images and few epochs'),
+    argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE',
+             help='override a setting, e.g. train.epochs=3; may be repeated'),
     argument('--out', default='runs', metavar='DIR', help='where runs are kept; default: runs'),
     argument('--resume', metavar='RUN', help='finish a run that was cut off'),
-    epilog=PROFILES,
-)
+    epilog=PROFILES)
 def cmd_run(a):
     "Run the pipeline on a profile, or finish a run that was cut off."
     from fakeface.pipeline import SMOKE_SETS, prepare, run_config
@@ -129,17 +113,17 @@ def shown_path(path):  # relative where that is shorter to read
 # %% ../nbs/lib/15_cli.ipynb #849ada8d
 PREDICT = (
     argument('paths', nargs='+', metavar='PATH', help='image files or folders'),
-    argument(
-        '--csv', metavar='FILE', help='write path, face, p_fake, verdict, note, error to this '
-        'table instead; .parquet is written as Parquet. The same command again skips the images '
-        'that it holds'),
+    argument('--csv', metavar='FILE',
+             help='write path, face, p_fake, verdict, note, error to this table instead; .parquet '
+                  'is written as Parquet. The same command again skips the images that it holds'),
     argument('--whole', action='store_true',
-        help='judge each image as it is, without looking for faces'),
+             help='judge each image as it is, without looking for faces'),
     argument('--claims', action='store_true',
-        help='also tell what each file says of itself: signed statements (C2PA), labels and '
-        'settings of programs; of a table the last column. p_fake does not depend on it'),
+             help='also tell what each file says of itself: signed statements (C2PA; needs the '
+                  'extra fakeface[claims]), labels and settings of programs; of a table the last '
+                  'column. p_fake does not depend on it'),
     argument('--anchors', metavar='PEM',
-        help='with --claims: root certificates whose signers are trusted; default: none are'),
+             help='with --claims: root certificates whose signers are trusted; default: none are'),
     argument('--heatmaps', metavar='DIR',
         help='write an overlay for each face: where the evidence lies'),
     argument('--method', choices=('gradcam', 'hirescam', 'layercam'),
@@ -328,20 +312,18 @@ def verdicts_shown(
 # %% ../nbs/lib/15_cli.ipynb #2645d3fb
 EVALUATE = (
     DATA, CLASS_NAMES, SPLIT,
-    argument(
-        '--corrupt', metavar='HOW', default='', help='what each image goes through first: jpeg:50, '
-        'webp:75, scale:0.5, crop:0.1, blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +'
-    ),
+    argument('--corrupt', metavar='HOW', default='',
+             help='what each image goes through first: jpeg:50, webp:75, scale:0.5, crop:0.1, '
+                  'blur:1, noise:0.02, gamma:1.4, screenshot:1.25, joined by +'),
     argument('--out', metavar='DIR',
-        help='also leave predictions, numbers, figures and report.html here'),
-    argument(
-        '--full', action='store_true', help='also robustness, shortcuts, generators and the worth '
-        'of the heatmaps: every section of a run, in --out; of 400 images under ten minutes on two '
-        'cores'),
-    argument(
-        '--set', action='append', default=[], metavar='SECTION.NAME=VALUE', help='with --full, '
-        'override a setting: robustness.images=0 and explanations.images=0 examine all images '
-        'instead of 100 and 16; may be repeated'), WEIGHTS, DEVICE)
+             help='also leave predictions, numbers, figures and report.html here'),
+    argument('--full', action='store_true',
+             help='also robustness, shortcuts, generators and the worth of the heatmaps: every '
+                  'section of a run, in --out; of 400 images under ten minutes on two cores'),
+    argument('--set', action='append', default=[], metavar='SECTION.NAME=VALUE',
+             help='with --full, override a setting: robustness.images=0 and explanations.images=0 '
+                  'examine all images instead of 100 and 16; may be repeated'),
+    WEIGHTS, DEVICE)
 
 # %% ../nbs/lib/15_cli.ipynb #ad0d5a44
 @command(*EVALUATE, epilog='''example:
@@ -388,18 +370,18 @@ def full_report(a):
 
 # %% ../nbs/lib/15_cli.ipynb #fd73159d
 @command(
-    argument(
-        'models', nargs='*', metavar='MODEL',
-        help='a checkpoint (.safetensors) or a run folder, as '
-        'NAME=FILE or FILE; default: the one that ships'), DATA, CLASS_NAMES, SPLIT,
-    argument(
-        '--corruptions', metavar='HOW',
-        help='corruptions as in evaluate --corrupt, separated by spaces; '
-        'default: the robustness.corruptions of a run'),
+    argument('models', nargs='*', metavar='MODEL',
+             help='a checkpoint (.safetensors) or a run folder, as NAME=FILE or FILE; default: the '
+                  'one that ships'),
+    DATA, CLASS_NAMES, SPLIT,
+    argument('--corruptions', metavar='HOW',
+             help='corruptions as in evaluate --corrupt, separated by spaces; default: the '
+                  'robustness.corruptions of a run'),
     argument('--images', type=int, default=0, metavar='N',
-        help='images judged, half of each class; default: all'),
+             help='images judged, half of each class; default: all'),
     argument('--out', metavar='DIR', required=True,
-        help='leave scores, numbers, figures and report.html here'), DEVICE, epilog='''example:
+             help='leave scores, numbers, figures and report.html here'),
+    DEVICE, epilog='''example:
   fakeface robustness --data faces/ --split test --out curves mine=runs/A other.safetensors
 The images are judged whole, each many times over: a minute or two for a hundred images and one
 checkpoint.''')
@@ -411,12 +393,8 @@ def cmd_robustness(a):
     from fakeface.folders import robustness_folder
     from fakeface.pipeline import defaults
     from fakeface.robustness import beside_table, checkpoints
-
-    corruptions = (
-        defaults('06_robustness')['corruptions'][0]
-        if a.corruptions is None
-        else a.corruptions.split()
-    )
+    own = defaults('06_robustness')['corruptions'][0]
+    corruptions = own if a.corruptions is None else a.corruptions.split()
     for c in corruptions: parse_corruptions(c)
     if Path(a.out).is_file(): raise FaceError(f'{a.out}: is a file; name a folder')
     if a.images < 0: raise FaceError(f'--images {a.images}: must not be negative')
@@ -478,10 +456,9 @@ def cmd_fetch(a):
 # %% ../nbs/lib/15_cli.ipynb #ed8f7d52
 @command(
     argument('--port', type=int, default=8501, help='default: 8501'),
-    argument(
-        '--host', default='localhost',
-        help='0.0.0.0 lets everyone in your network use it; default: '
-        'localhost, this machine alone'))
+    argument('--host', default='localhost',
+             help='0.0.0.0 lets everyone in your network use it; default: localhost, this machine '
+                  'alone'))
 def cmd_app(a):
     "Open the demo in a browser."
     if not 0 < a.port < 65536:
@@ -493,10 +470,8 @@ def cmd_app(a):
             raise FaceError(f'{a.host}, port {a.port}: {e.strerror.lower()}; try --port '
                             f'{a.port + 1}') from None
     return subprocess.call([
-        sys.executable, '-m', 'streamlit', 'run',
-        str(repo_path('app.py')), '--server.port',
-        str(a.port), '--server.address', a.host
-    ])
+        sys.executable, '-m', 'streamlit', 'run', str(repo_path('app.py')),
+        '--server.port', str(a.port), '--server.address', a.host])
 
 # %% ../nbs/lib/15_cli.ipynb #64f5ff18
 EXAMPLES = '''examples:

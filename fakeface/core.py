@@ -154,8 +154,8 @@ def digest(
     obj  # bytes, or anything JSON can hold
 ):
     "SHA-256 of `obj` as 64 hexadecimal digits; dictionaries are compared without regard to order."
-    return hashlib.sha256(obj if isinstance(obj, bytes) else json.
-                          dumps(obj, sort_keys=True, default=str).encode()).hexdigest()
+    if not isinstance(obj, bytes): obj = json.dumps(obj, sort_keys=True, default=str).encode()
+    return hashlib.sha256(obj).hexdigest()
 
 # %% ../nbs/lib/01_core.ipynb #2175cf4a
 def wilson(

@@ -160,7 +160,7 @@ def corrupt(
 
 # %% ../nbs/lib/05_corrupt.ipynb #cf760ac2
 STABILITY_SET = tuple(f'scale:{s}+jpeg:{q}' if s < 1 else f'jpeg:{q}'
-                 for s, q in product((1, .75, .5), (95, 75, 50)))
+                      for s, q in product((1, .75, .5), (95, 75, 50)))
 
 # %% ../nbs/lib/05_corrupt.ipynb #af2bfa94
 def draw_hop()->tuple:

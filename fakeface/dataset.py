@@ -131,10 +131,8 @@ def predict_images(
 )->np.ndarray:
     """p_fake of every image, or of the mean logits of its patches: float64 (N,), judged in float32
     as the detector does."""
-    pre, name = (
-        meta['preprocessing'],
-        corruption if isinstance(corruption, str) else 'altered images',
-    )
+    pre = meta['preprocessing']
+    name = corruption if isinstance(corruption, str) else 'altered images'
     batches = loader(Faces(root, manifest, pre['size'], view, corruption), batch_size, workers)
     logits = predict_logits(model, batches, pre['normalize'], device, torch.float32,
                             name or 'as they are')

@@ -99,8 +99,8 @@ def folded(
     return own
 
 # %% ../nbs/lib/11_detector.ipynb #8ca4ed36
-SHIPPED = (Path(__file__).resolve().parent/'weights' /
-           'model.safetensors' if '__file__' in globals() else None)
+SHIPPED = (Path(__file__).resolve().parent/'weights'/'model.safetensors'
+           if '__file__' in globals() else None)
 
 # %% ../nbs/lib/11_detector.ipynb #8a7bbb15
 class Detector:

@@ -179,7 +179,7 @@ def whole_image(
     height, width = image.shape[1:]
     if min(height, width) < pixels_needed(size):
         raise ImageError(name, f'too small to judge: {width} x {height} pixels, '
-                               f'{pixels_needed(size)} x {pixels_needed(size)} are needed')
+                         f'{pixels_needed(size)} x {pixels_needed(size)} are needed')
     return fit_to(torch.from_numpy(np.ascontiguousarray(image)), size)
 
 # %% ../nbs/lib/08_faces.ipynb #8924b915
@@ -210,7 +210,7 @@ def face_crops(
         return [(None, crop)], left_out_text(sum(large[1:]), len(large[1:]) - sum(large[1:]))
     if not any(large):
         raise ImageError(name, f'faces too small to judge: {max(map(side_length, inside)):.0f} '
-                               f'pixels, {pixels_needed(size)} are needed')
+                         f'pixels, {pixels_needed(size)} are needed')
     judged = [(f.box, c) for f, c, ok in zip(faces, inside, large) if ok][:MAX_FACES]
     return ([(box, cut_out(image, c, size)) for box, c in judged],
             left_out_text(sum(large) - len(judged), len(large) - sum(large)))

@@ -137,7 +137,7 @@ def evaluate_folder(
     number of unreadable images and what was `taken`, in words. Raises `FaceError`."""
     if out: check_unused(out, 'robustness.json')
     judged, features, unreadable = predict_folder(detector, root, split, corruption=corruption,
-                                                progress=progress, classes=classes)
+                                                  progress=progress, classes=classes)
     passed = judged.attrs['passed'] | ({'unreadable': unreadable} if unreadable else {})
     about = dict(
         source=source_name(root),

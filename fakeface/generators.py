@@ -335,15 +335,8 @@ def plot_strips(
     for c, dy in (('fake', -.18), ('real', .18)):
         p = np.sort(judged.p_fake[judged.label == c].dropna().to_numpy())
         if len(p) > most: p = np.quantile(p, np.linspace(0, 1, most))
-        ax.plot(
-            p.clip(1e-4, 1 - 1e-4),
-            np.full(len(p), y + dy),
-            '|',
-            color=COLOURS[c],
-            ms=9,
-            mew=0.8,
-            alpha=0.45,
-        )
+        ax.plot(p.clip(1e-4, 1 - 1e-4), np.full(len(p), y + dy), '|', color=COLOURS[c], ms=9,
+                mew=.8, alpha=.45)
 
 # %% ../nbs/08_generators.ipynb #e1ae7894
 def plot_generators(

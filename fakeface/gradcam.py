@@ -62,9 +62,8 @@ def closed_form(
     target, own = told.argmax(1), deepcopy(model)
     targets = [ClassifierOutputTarget(t) for t in target.tolist()]
     theirs = GradCAM(own, [own.layer4[-1]])(x.clone(), targets)
-    ours = interpolate(heatmap_of(maps, target)[:, None], x.shape[-2:], mode='bilinear')[
-        :, 0
-    ].numpy()
+    ours = interpolate(heatmap_of(maps, target)[:, None], x.shape[-2:], mode='bilinear')
+    ours = ours[:, 0].numpy()
     # where nothing speaks for the class, both are flat
     same = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs)
             if a.std() > 0 or b.std() > 0]

@@ -426,7 +426,7 @@ def zip_entry(
     "Bytes of one entry. Raises `ImageError`."
     if entry.compress_type not in METHODS:
         raise ImageError(name, 'compressed in a way that is not read; ZIP it with the usual method '
-                               '(deflate)')
+                         '(deflate)')
     if entry.file_size > MAX_BYTES:
         raise ImageError(name, f'file is larger than {MAX_BYTES / 2**20:.0f} MB')
     try:

@@ -271,7 +271,7 @@ def load_checkpoint(
     model = new_model(meta['stride'])
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     if (state.keys() != own.keys()
-            or any(v.shape != own[k].shape or v.dtype not in STORED for k, v in state.items())):
+        or any(v.shape != own[k].shape or v.dtype not in STORED for k, v in state.items())):
         raise FaceError(f'{path}: tensors are not those of a ResNet18 with two outputs')
     if not all(torch.isfinite(v).all() for v in state.values()):
         raise FaceError(f'{path}: weights are not finite')

@@ -205,7 +205,7 @@ def beside_table(
 # %% ../nbs/06_robustness.ipynb #4b9cabe5
 # colours that the colour-blind can tell apart, markers and lines for those who print in grey
 LINE_STYLES = list(zip(('#0072B2', '#D55E00', '#009E73', '#000000', '#CC79A7'), 'osD^v',
-                 ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)))))
+                       ('-', '--', ':', '-.', (0, (5, 1, 1, 1, 1, 1)))))
 
 # %% ../nbs/06_robustness.ipynb #79c1d08e
 def plot_lines(

@@ -63,7 +63,7 @@ def required(
     if not isinstance(value, (int, float)): return 'a number' if left else ''
     low, high = float(low or 0), float(high or 'inf')
     if ((value > low if left == '(' else value >= low)
-            and (value < high if right == ')' else value <= high)): return ''
+        and (value < high if right == ')' else value <= high)): return ''
     least = f'{"more than" if left == "(" else "at least"} {low:g}'
     most = f' and {"less than" if right == ")" else "at most"} {high:g}'
     return least + (most if high < float('inf') else '')

@@ -118,7 +118,7 @@ def test_names_are_no_formulas(first, drawn, checkpoint, tmp_path, monkeypatch):
     with open('out.csv', newline='') as f: _, (path, face, p, *_) = csv.reader(f)
     assert path == "'" + name and face == '0' and 0 <= float(p) <= 1
     list(csv_rows([Verdict(name, error=f'{first}1')], f := io.StringIO(newline='')))  # as the demo makes its table
-    f.seek(0); assert list(csv.reader(f))[1] == ["'" + name, '0', '', '', f"'{first}1"]
+    f.seek(0); assert list(csv.reader(f))[1] == ["'" + name, '0', '', '', '', f"'{first}1"]
 
 def test_names_are_no_markup():
     bad = '<script>alert(1)</script>"\'&'
