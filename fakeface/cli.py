@@ -61,7 +61,8 @@ shortcuts, generators, explanations, report.'''
 # %% ../nbs/lib/15_cli.ipynb #2dbacee4
 @command(
     argument('--profile',
-             help='demo, reference, native, 140k, 140k-full, faces, or a .yaml file; default: demo'),
+             help='demo, reference, native, 140k, 140k-full, faces, or a .yaml file; default: '
+                  'demo'),
     argument('--data', metavar='DIR', action='append',
              help='data set: real/ and fake/, or train/, valid/, test/ with those in each, perhaps '
                   'with a folder for each generator or kind of photograph; may be repeated'),
