@@ -636,10 +636,17 @@ def heatmap(page, name):
 def slider(page): return page.get_by_role('slider', name='Call it AI-generated from')
 def score(page): return page.get_by_role('img', name='Score: ').get_attribute('aria-label')
 
+def offered(page, button):
+    "Whether the button can be pressed: nothing runs that would replace it, and it is unfolded."
+    page.locator('[data-test-script-state=notRunning]').wait_for()
+    if button.is_visible(): return True
+    page.get_by_text('How sure is that?').click()
+    page.wait_for_timeout(300)
+    return button.is_visible()
+
 def download(page, name):
-    page.locator('[data-test-script-state=notRunning]').wait_for()  # a rerun replaces the offer
     button = page.get_by_role('button', name=name, exact=True)
-    if not button.is_visible(): page.get_by_text('How sure is that?').click()
+    eventually(page, lambda: offered(page, button))
     with page.expect_download() as d: button.click()
     return d.value.suggested_filename, Path(d.value.path()).read_bytes()
 
