@@ -1,6 +1,6 @@
 """Bring the pictures that notebooks keep to 256 colours, a third of the bytes: `make notebooks` runs this in .venv.
 
-Pictures within HTML go: the report takes them from the notebooks before it, which keep them."""
+Pictures within the report's HTML go: it takes them from the notebooks before it, which keep them."""
 import base64, io, sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def embeds(output):
 
 for path in map(Path, sys.argv[1:]):
     notebook = nbformat.read(path, 4)
-    for cell in (c for c in notebook.cells if c.cell_type == 'code'):
+    for cell in (c for c in notebook.cells if c.cell_type == 'code' and 'report' in path.stem):
         cell.outputs = [o for o in cell.outputs if not embeds(o)]
     for output in (o for c in notebook.cells for o in c.get('outputs', [])):
         data = output.get('data', {})
