@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF', 'FIELDS', 'ELEMENT', 'ATTRIBUTE', 'LONG', 'IPTC',
            'STEPS', 'TOOLS', 'MODEL', 'NAMED', 'EASY', 'ORIGINS', 'SOURCES', 'OTHERS', 'AIGC', 'SECONDS', 'MEMORY',
-           'MAX_STORE', 'OFFLINE', 'CHECK', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted', 'unpacked',
-           'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts',
-           'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'source_types', 'history',
-           'stated_origin', 'failures', 'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim',
-           'claims', 'disagreement']
+           'MAX_STORE', 'OFFLINE', 'CHECK', 'PIXEL', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted',
+           'unpacked', 'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts',
+           'texts', 'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'anchors_fault',
+           'source_types', 'history', 'stated_origin', 'failures', 'signature', 'remote_claims', 'unread',
+           'signed_claims', 'signed_claim', 'claims', 'disagreement']
 
 # %% ../nbs/lib/04_claims.ipynb #0e197339
 import json, re, subprocess, sys, zlib
@@ -104,8 +104,8 @@ def png_texts(
             yield key.decode('latin-1'), text.decode('utf-8', 'replace')
 
 # %% ../nbs/lib/04_claims.ipynb #9c05ca9b
-EXIF = {0x010E: 'description', 0x010F: 'make', 0x0110: 'model', 0x0131: 'software',
-        0x013B: 'artist', 0x9286: 'usercomment', 0x9C9B: 'title', 0x9C9C: 'comment'}
+EXIF = {0x010E: 'description', 0x010F: 'camera make', 0x0110: 'camera model',
+        0x0131: 'software', 0x013B: 'artist', 0x9286: 'usercomment', 0x9C9B: 'title', 0x9C9C: 'comment'}
 
 def exif_text(
     value  # of a tag: str, bytes or something else
@@ -214,13 +214,19 @@ TOOLS = (
 # %% ../nbs/lib/04_claims.ipynb #a9af99fb
 MODEL = re.compile(r'\bModel: ([^,\n"]{1,80})|'
                    r'"(?:ckpt_name|unet_name|base_model|model_name|model)"\s?:\s?"([^"\\]{1,80})"')
-# where a maker may be named, and names of makers; a field for AI systems names nothing else
+# a field for AI systems names nothing else; programs name themselves; people write the others,
+# where a word proves nothing ("imagen" is Spanish for image), so these must be a known phrase
 NAMED = re.compile(
-    r'^aisystemused: |^(?:software|creatortool|credit|source|title|artist|author): .{0,80}?(?:'
-    r'midjourney|dall.?e\b|openai|chatgpt|gpt-image|firefly|stable.?diffusion|novelai|'
-    r'\bimagen\b|google gemini|google ai|meta ai|image playground|ideogram|leonardo\.?ai|'
-    r'flux\.1|black forest labs|bing image creator|microsoft designer|stability.?ai|'
-    r'\bai.generated|made with ai\b|imagined with ai)', re.I)
+    r'^aisystemused: .|^(?:software|creatortool): .{0,80}?(?:'
+    r'midjourney|dall.?e\b|openai|chatgpt|gpt-image|adobe firefly|stable.?diffusion|novelai|'
+    r'google (?:imagen|gemini|ai\b)|\bimagen [1-9]|meta ai\b|image playground|ideogram|'
+    r'leonardo\.?ai|flux\.1|black forest labs|bing image creator|microsoft designer|'
+    r'stability.?ai|\bai.generated|made with ai\b|imagined with ai)|'
+    r'^(?:software|creatortool|credit|source|title|artist|author): \s{0,9}(?:'
+    r'midjourney|adobe firefly|chatgpt|gpt-image-1|dall[-·]e(?: ?[23])?|novelai|stability ai|'
+    r'black forest labs|leonardo\.ai|bing image creator|microsoft designer|google gemini|'
+    r'(?:apple )?image playground|ai[- ]generated(?: image)?|'
+    r'(?:made|created|generated|imagined) (?:with|by) (?:(?:google|meta) )?ai)[\s.]{0,9}$', re.I)
 
 # %% ../nbs/lib/04_claims.ipynb #d112357a
 EASY = 'It is not signed: anyone can write or remove such text.'
@@ -292,7 +298,7 @@ def camera_claims(
 ):
     "A claim for the camera that EXIF names."
     named = dict(f.split(': ', 1) for f in found[::-1])
-    make, model = (named.get(k, '') for k in ('make', 'model'))
+    make, model = (named.get(f'camera {k}', '') for k in ('make', 'model'))
     if not (make or model) or '{' in make + model: return  # ComfyUI hides its workflow there
     camera = model if model.startswith(make) else f'{make} {model}'.strip()
     with_what = f' and the program {quoted(s)}' if (s := named.get('software')) else ''
@@ -343,6 +349,16 @@ def read_store(
     if len(done.stdout) > MAX_STORE: return f'it is longer than {MAX_STORE / 2**20:.0f} MB'
     try: return json.loads(done.stdout)
     except RecursionError: return 'it is nested too deeply'
+
+# %% ../nbs/lib/04_claims.ipynb #3a4ead88
+PIXEL = b'GIF89a\1\0\1\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
+
+def anchors_fault(
+    anchors: str # PEM text of root certificates
+) -> str:
+    "Why `c2pa-python` cannot use them; '' when it can, or is not here."
+    told = read_store(PIXEL, anchors) if anchors and find_spec('c2pa') else None
+    return told if isinstance(told, str) else ''
 
 # %% ../nbs/lib/04_claims.ipynb #a806e8bb
 def source_types(

@@ -39,9 +39,9 @@ def png(**texts):
 def chunk(kind, body):
     return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
 
-def exif(kind, make=None, model=None, software=None, comment=None, order='be'):
+def exif(kind, make=None, model=None, software=None, comment=None, order='be', more={}):
     tags = Image.Exif()
-    for number, text in ((271, make), (272, model), (305, software)):
+    for number, text in {271: make, 272: model, 305: software, **more}.items():
         if text: tags[number] = text
     if comment:
         tags.get_ifd(0x8769)[0x9286] = b'UNICODE\0' + comment.encode(f'utf-16-{order}')
@@ -199,8 +199,23 @@ def test_ordinary_texts_say_nothing():
     for texts in (dict(Software='Adobe Photoshop 25.0', Comment='Created with GIMP'),
                   dict(prompt='the prompt', workflow='mine', parameters='a=1', Dream=''),
                   dict(Description='Steps: 20 up the hill', Title='A Flux of People'),
-                  dict(Artist='Gemini Ganesan', Source='Leonardo da Vinci')):
+                  dict(Artist='Gemini Ganesan', Source='Leonardo da Vinci'),
+                  dict(Model='sdxl base 1.0', Prompt='a face', Seed='1', Make='nobody')):
         assert claims(png(**texts)) == []
+
+@pytest.mark.parametrize('data, kinds', [
+    (exif('JPEG', 'Canon', more={315: 'Imagen y Sonido S.L.'}), ['camera']),
+    (exif('JPEG', 'Canon', more={0x9C9B: 'Imagen de la boda'.encode('utf-16-le')}), ['camera']),
+    (image('JPEG', xmp=XMP.format('p:Credit="Imagen: Juan Perez / EFE"', '').encode()), []),
+    (png(Title='A firefly at night'), []), (png(Title='Firefly'), []), (png(Artist='Imagen'), []),
+    (png(Title='Sam Altman at the OpenAI DevDay 2023', Source='OpenAI'), []),
+    (png(Author='Ideogram Design Studio'), []), (png(Credit='Made with AI and love'), []),
+    (png(Software='Editor de Imagen'), []),
+    (png(Title='Midjourney'), ['settings']), (png(Credit='Made with Google AI.'), ['settings']),
+    (png(Software='Ideogram 2.0'), ['settings']), (png(AISystemUsed='Imagen'), ['settings']),
+])
+def test_words_of_people_name_no_maker(data, kinds):
+    assert [c.kind for c in claims(data)] == kinds
 
 def test_camera_is_no_proof():
     for kind in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'HEIF', 'AVIF'):
@@ -371,7 +386,10 @@ def test_beside_the_verdict(authority, cli, tmp_path):
     assert list(rows[0])[-1] == 'claims' and rows[-1]['claims'] == ''
     assert [r['claims'] for r in rows[:2]] == [none.strip(), valid.strip()]
     assert rows[0]['p_fake'] == rows[1]['p_fake']  # a claim changes no verdict
-    for wrong in ((*anchors,), ('--claims', '--anchors', tmp_path/'d.jpg'),
-                  ('--claims', '--anchors', tmp_path/'none.pem')):
+    broken = authority.root[:60] + authority.root[90:]
+    (tmp_path/'broken.pem').write_bytes(broken)
+    (tmp_path/'beside.pem').write_bytes(authority.root + broken)
+    for wrong in ((*anchors,), *(('--claims', '--anchors', tmp_path/n) for n in (
+            'd.jpg', 'none.pem', 'broken.pem', 'beside.pem'))):
         code, out, err = cli('predict', tmp_path/'a plain.jpg', *wrong)
         assert code == 2 and not out and err.count('\n') == 1
