@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF', 'FIELDS', 'ELEMENT', 'ATTRIBUTE', 'LONG', 'IPTC',
-           'STEPS', 'TOOLS', 'MODEL', 'NAMED', 'EASY', 'ORIGINS', 'SOURCES', 'OTHERS', 'AIGC', 'SECONDS', 'MEMORY',
-           'MAX_STORE', 'OFFLINE', 'CHECK', 'PIXEL', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted',
-           'unpacked', 'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts',
-           'texts', 'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'anchors_fault',
-           'source_types', 'history', 'stated_origin', 'failures', 'signature', 'remote_claims', 'unread',
-           'signed_claims', 'signed_claim', 'claims', 'disagreement']
+           'RECORD', 'STEPS', 'TOOLS', 'MODEL', 'NAMED', 'EASY', 'ORIGINS', 'SOURCES', 'OTHERS', 'AIGC', 'IPTC_AI',
+           'SECONDS', 'MEMORY', 'MAX_STORE', 'OFFLINE', 'CHECK', 'PIXEL', 'BROKEN', 'MISSING', 'Claim', 'Claims',
+           'claims_text', 'quoted', 'unpacked', 'png_chunks', 'png_texts', 'raw_profiles', 'exif_text', 'exif_texts',
+           'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts', 'settings_claims', 'meaning', 'label_claims',
+           'camera_claims', 'read_store', 'anchors_fault', 'source_types', 'history', 'stated_origin', 'failures',
+           'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim', 'claims', 'disagreement']
 
 # %% ../nbs/lib/04_claims.ipynb #0e197339
 import json, re, subprocess, sys, zlib
@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from struct import unpack_from
 
-from PIL import IptcImagePlugin
+from PIL import Image, IptcImagePlugin
 
 from .core import printable
 from .images import opened, read_bytes
@@ -89,19 +89,33 @@ def png_chunks(
 # %% ../nbs/lib/04_claims.ipynb #49cd7d5e
 def png_texts(
     im,         # not used
-    data: bytes # encoded
+    data: bytes,# encoded
+    wanted=()   # keywords, in lower case; () for all
 ):
     "Keyword and text of a PNG's chunks tEXt, zTXt and iTXt, wherever they stand."
     if data[:4] != b'\x89PNG': return
     for kind, body in png_chunks(data):
         if kind not in (b'tEXt', b'zTXt', b'iTXt'): continue
         key, _, text = bytes(body).partition(b'\0')
+        key = key.decode('latin-1')
+        if wanted and key.lower() not in wanted: continue
         packed = kind == b'zTXt' or kind == b'iTXt' and text[:1] == b'\1'
         if kind == b'zTXt': text = text[1:]
         if kind == b'iTXt': text = text[2:].split(b'\0', 2)[-1]
         with suppress(zlib.error):
             text = unpacked(text) if packed else text[:MAX_TEXT]
-            yield key.decode('latin-1'), text.decode('utf-8', 'replace')
+            yield key, text.decode('utf-8', 'replace')
+
+# %% ../nbs/lib/04_claims.ipynb #de957f1f
+def raw_profiles(
+    data: bytes, # encoded
+    *kinds: str  # 'app1', 'iptc', 'xmp'
+):              # iterator of bytes
+    "Contents of a PNG's texts 'Raw profile type KIND', at most nine."
+    wanted = [f'raw profile type {kind}' for kind in kinds]
+    for _, text in islice(png_texts(None, data, wanted), 9):
+        with suppress(ValueError, IndexError):
+            yield bytes.fromhex(text.strip('\0\n ').split('\n', 2)[2])
 
 # %% ../nbs/lib/04_claims.ipynb #9c05ca9b
 EXIF = {0x010E: 'description', 0x010F: 'camera make', 0x0110: 'camera model',
@@ -122,22 +136,31 @@ def exif_text(
 # %% ../nbs/lib/04_claims.ipynb #0776298b
 def exif_texts(
     im,         # PIL image, opened
-    data: bytes # not used
+    data: bytes # encoded
 ):
     "Name and text of the tags in `EXIF`, and the comment of a JPEG or GIF."
-    tags = im.getexif()
-    for number, value in {**tags, **tags.get_ifd(0x8769)}.items():
-        if number in EXIF: yield EXIF[number], exif_text(value).strip('\0 ')
+    blocks = [im.getexif()]
+    for body in raw_profiles(data, 'app1'):
+        if body[:4] != b'Exif': continue  # XMP
+        blocks.append(Image.Exif())
+        blocks[-1].load(body)
+    for tags in blocks:
+        for number, value in {**tags, **tags.get_ifd(0x8769)}.items():
+            if number in EXIF: yield EXIF[number], exif_text(value).strip('\0 ')
     if 'comment' in im.info: yield 'comment', exif_text(im.info['comment'])
 
 # %% ../nbs/lib/04_claims.ipynb #a7a7cf87
-FIELDS = ('DigitalSourceType|DigitalSourcefileType|CreatorTool|Credit|Source|AISystemUsed|AIGC|'
+FIELDS = ('DigitalSourceType|DigitalSourcefileType|CreatorTool|Software|Credit|Source|'
+          'AISystemUsed|AISystemVersionUsed|AIPromptInformation|AIGC|'
           'provenance|UserComment|description')
-# <ns:Name>text</ns:Name>, with or without rdf:Alt and rdf:li around the text; ns:Name="text";
-# <ns:Name rdf:resource="text"/>. No part repeats without bound, so time grows with length only
+# <ns:Name>text</ns:Name>, with or without rdf:Alt, rdf:li, rdf:value … or CDATA around the text;
+# ns:Name="text"; <ns:Name rdf:resource="text"/>; <ns:Name><rdf:Description rdf:about="text"/>.
+# No part repeats without bound, so time grows with length only
 ELEMENT = re.compile(rf'<(?:[\w-]{{1,40}}:)?({FIELDS})(?:\s[^<>]{{0,300}})?>'
-                     r'(?:\s{0,99}<rdf:\w{2,9}(?:\s[^<>]{0,300})?>){0,2}([^<]+)')
-ATTRIBUTE = re.compile(rf'[\s:]({FIELDS})(?:\s{{1,9}}rdf:resource)?\s?=\s?["\']([^"\'<>]+)')
+                     r'(?:\s{0,99}<rdf:\w{2,11}(?:\s[^<>]{0,300})?>){0,4}'
+                     r'(?:\s{0,99}<!\[CDATA\[)?([^<]+)')
+ATTRIBUTE = re.compile(rf'[\s:]({FIELDS})(?:(?:\s?>\s{{0,99}}<rdf:\w{{2,11}})?\s{{1,9}}'
+                       r'rdf:(?:resource|about|value))?\s{0,9}=\s{0,9}["\']([^"\'<>]+)')
 
 # %% ../nbs/lib/04_claims.ipynb #87ae1e15
 def xmp_fields(
@@ -145,7 +168,8 @@ def xmp_fields(
 ):
     "Name, in lower case, and text of its fields in `FIELDS`."
     for pattern in (ELEMENT, ATTRIBUTE):
-        for found in pattern.finditer(packet): yield found[1].lower(), unescape(found[2]).strip()
+        for found in pattern.finditer(packet):
+            if text := unescape(found[2].partition(']]>')[0]).strip(): yield found[1].lower(), text
 
 # %% ../nbs/lib/04_claims.ipynb #f3c2ded3
 LONG = b'http://ns.adobe.com/xmp/extension/\0'  # then 32 digits and two numbers
@@ -159,21 +183,28 @@ def xmp_texts(
     more = [body[len(LONG) + 40:] for _, body in getattr(im, 'applist', ())
             if body.startswith(LONG)]
     packet = (packet.encode() if isinstance(packet, str) else bytes(packet)) + b''.join(more)
-    wide = packet[:2] in (b'\xff\xfe', b'\xfe\xff')
-    yield from xmp_fields(packet[:MAX_TEXT].decode('utf-16' if wide else 'utf-8', 'replace'))
-    for key, text in png_texts(im, data):
-        if key == 'XML:com.adobe.xmp': yield from xmp_fields(text)
+    if data[:3] == b'GIF':  # Pillow reads none there; this end is no valid UTF-8
+        packet = data.partition(b'XMP DataXMP')[2][:MAX_TEXT].partition(b'\1\xff\xfe')[0]
+    for packet in (packet, *raw_profiles(data, 'xmp', 'app1')):
+        yield from xmp_fields(exif_text(packet.rstrip(b'\0 ')))  # may be UTF-16
+    for _, text in islice(png_texts(im, data, ['xml:com.adobe.xmp']), 9):
+        yield from xmp_fields(text)
 
 # %% ../nbs/lib/04_claims.ipynb #cfd28e89
 IPTC = {(2, 5): 'title', (2, 65): 'software', (2, 110): 'credit', (2, 115): 'source',
         (2, 120): 'description'}
+RECORD = re.compile(rb'\x1c\x02(.)([\0-\x7f].)', re.S)  # its number, and length of what follows
 
 def iptc_texts(
     im,         # PIL image, opened
-    data: bytes # not used
+    data: bytes # encoded
 ):
     "Name and text of the fields in `IPTC`, the older form of what XMP holds."
-    for key, value in (IptcImagePlugin.getiptcinfo(im) or {}).items():
+    found = [*(IptcImagePlugin.getiptcinfo(im) or {}).items()]
+    for body in raw_profiles(data, 'iptc'):
+        found += [((2, r[1][0]), body[r.end():r.end() + int.from_bytes(r[2])])
+                  for r in islice(RECORD.finditer(body), MAX_TEXTS)]
+    for key, value in found:
         for text in value if isinstance(value, list) else [value]:
             if key in IPTC: yield IPTC[key], text[:MAX_TEXT].decode('utf-8', 'replace')
 
@@ -201,9 +232,10 @@ TOOLS = (
     ('Stable Diffusion WebUI Forge', r'\bVersion: (?:f\d|forge|neo)', STEPS),
     ('SD.Next', r'\bApp: SD\.Next', STEPS),
     ('Draw Things', r'^creatortool: Draw Things'),
-    ('Draw Things', r'^usercomment: \{', r'"seed_mode"'),
+    ('Draw Things', r'^(?:user)?comment: \{', r'"seed_mode"'),
     ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', STEPS),
     ('ComfyUI', r'"class_type"\s?:|"last_node_id"\s?:'),
+    ('ComfyUI', r'^(?:[\w ]{1,30}: )?[Ww]orkflow:\s?\{', r'"(?:nodes|last_link_id)"\s?:'),
     ('InvokeAI', r'^(?:invokeai_\w+|sd-metadata|dream): .'),
     ('NovelAI', r'^(?:software|creatortool): NovelAI'),
     ('NovelAI', r'"request_type": ?"PromptGenerate|"signed_hash"'),
@@ -279,6 +311,7 @@ def meaning(
 # %% ../nbs/lib/04_claims.ipynb #3706ff59
 AIGC = {'1': ('generated', ORIGINS['generated']), '2': ('', 'it may have been made by an AI model'),
         '3': ('', 'it is suspected to have been made by an AI model')}
+IPTC_AI = {'aisystemversionused': 'version', 'aipromptinformation': 'prompt'}
 
 def label_claims(
     found: list[str]  # from `texts`
@@ -286,6 +319,8 @@ def label_claims(
     "A claim for each label among the texts."
     for key, _, text in (f.partition(': ') for f in found):
         if key in ('digitalsourcetype', 'digitalsourcefiletype'): origin, words = meaning(text)
+        elif key in IPTC_AI and text:
+            origin, words = 'generated', f'{ORIGINS["generated"]} ({IPTC_AI[key]} {quoted(text)})'
         elif 'AIGC' in (text[:200] + key.upper()) and (
                 label := re.search(r'Label\W{1,9}([123])\b', text)): origin, words = AIGC[label[1]]
         else: continue

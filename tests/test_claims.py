@@ -39,6 +39,11 @@ def png(**texts):
 def chunk(kind, body):
     return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
 
+def raw(kind, body, name='generic'):
+    "A PNG with a profile as ImageMagick writes it."
+    return png(**{f'Raw profile type {kind}': f'\n{name}\n{len(body):8}\n' + '\n'.join(
+        body.hex()[i:i + 72] for i in range(0, 2 * len(body), 72)) + '\n'})
+
 def exif(kind, make=None, model=None, software=None, comment=None, order='be', more={}):
     tags = Image.Exif()
     for number, text in {271: make, 272: model, 305: software, **more}.items():
@@ -46,6 +51,11 @@ def exif(kind, make=None, model=None, software=None, comment=None, order='be', m
     if comment:
         tags.get_ifd(0x8769)[0x9286] = b'UNICODE\0' + comment.encode(f'utf-16-{order}')
     return image(kind, exif=tags)
+
+def exif_block(comment):
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0x9286] = b'ASCII\0\0\0' + comment.encode()
+    return tags.tobytes()
 
 def certificate(who, key, root_key, ca=False):
     from cryptography import x509
@@ -188,6 +198,11 @@ def test_what_strangers_write_is_harmless(authority):
     ('Made with Google AI', image('JPEG', xmp=XMP.format(
         'xmlns:p="x"', '<p:Credit>Made with Google AI</p:Credit>').encode())),
     ('Adobe Firefly', png(Software='Adobe Firefly')),
+    ('NovelAI', image('JPEG', xmp=XMP.format('xmlns:tiff="x" tiff:Software="NovelAI"', '').encode())),
+    ('ComfyUI', png(workflow='{"last_link_id": 3, "nodes": [{"id": 1}], "links": []}')),
+    ('ComfyUI', exif('JPEG', model='workflow:{"nodes":[{"id": 1}]}')),
+    ('Draw Things', png(Comment='{"c": "a face", "seed_mode": "Scale Alike", "steps": 20}')),
+    ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', raw('APP1', exif_block(A1111 + 'v1.9'))),
 ])
 def test_settings_of_programs(program, data):
     claim, = claims(data)
@@ -242,6 +257,28 @@ def test_labels_without_signature(kind):
     else: data = image(kind, **how)
     claim, = claims(data)
     assert (claim.origin, claim.verified) == ('generated', None) and 'not signed' in claim.says
+
+def gif(packet):
+    plain, tail = image('GIF'), bytes([1, *range(255, -1, -1), 0])
+    return plain[:-1] + b'!\xff\x0bXMP DataXMP' + packet + tail + b';'
+
+SOURCED = '<ext:DigitalSourceType>{}</ext:DigitalSourceType>'
+AI = SOURCE + 'trainedAlgorithmicMedia'
+@pytest.mark.parametrize('data', [
+    raw('xmp', GENERATED.encode(), 'xmp'), gif(GENERATED.encode()),
+    raw('APP1', b'http://ns.adobe.com/xap/1.0/\0' + GENERATED.encode()),
+    raw('iptc', b'8BIM\x04\x04\0\0\0\0\0\x18\x1c\x02\x6e\0\x13Made with Google AI', 'iptc'),
+    *(image('JPEG', xmp=GENERATED.encode(f'utf-16-{order}')) for order in ('le', 'be')),
+    *(image('JPEG', xmp=XMP.format(*packet).encode()) for packet in (
+        ('', SOURCED.format(f'<![CDATA[{AI}]]>')),
+        ('', SOURCED.format(f'<rdf:Description><rdf:value>{AI}</rdf:value></rdf:Description>')),
+        ('', SOURCED.format(f'\n <rdf:Description rdf:about="{AI}"/>\n')),
+        (f'ext:DigitalSourceType  =  "{AI}"', ''),
+        ('', '<ext:AISystemVersionUsed>3.0</ext:AISystemVersionUsed>'),
+        ('ext:AIPromptInformation="a face"', ''))),
+])
+def test_claims_in_odd_places(data):
+    assert [(c.origin, c.verified) for c in claims(data)] == [('generated', None)]
 
 def test_chinese_label():
     for label, origin in (('1', 'generated'), ('2', ''), ('3', '')):
