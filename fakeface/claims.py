@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF', 'FIELDS', 'ELEMENT', 'ATTRIBUTE', 'LONG', 'IPTC',
            'RECORD', 'STEPS', 'TOOLS', 'MODEL', 'NAMED', 'EASY', 'ORIGINS', 'SOURCES', 'OTHERS', 'AIGC', 'IPTC_AI',
-           'SECONDS', 'MEMORY', 'MAX_STORE', 'OFFLINE', 'CHECK', 'PIXEL', 'BROKEN', 'MISSING', 'Claim', 'Claims',
+           'SECONDS', 'MEMORY', 'MAX_STORE', 'OFFLINE', 'CHECK', 'EDITS', 'BROKEN', 'MISSING', 'Claim', 'Claims',
            'claims_text', 'quoted', 'unpacked', 'png_chunks', 'png_texts', 'raw_profiles', 'exif_text', 'exif_texts',
            'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts', 'settings_claims', 'meaning', 'label_claims',
-           'camera_claims', 'read_store', 'anchors_fault', 'source_types', 'history', 'stated_origin', 'failures',
+           'camera_claims', 'read_store', 'broken_anchor', 'stated_actions', 'history', 'stated_origin', 'failures',
            'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim', 'claims', 'disagreement']
 
 # %% ../nbs/lib/04_claims.ipynb #0e197339
@@ -119,7 +119,8 @@ def raw_profiles(
 
 # %% ../nbs/lib/04_claims.ipynb #9c05ca9b
 EXIF = {0x010E: 'description', 0x010F: 'camera make', 0x0110: 'camera model',
-        0x0131: 'software', 0x013B: 'artist', 0x9286: 'usercomment', 0x9C9B: 'title', 0x9C9C: 'comment'}
+        0x0131: 'software', 0x013B: 'artist', 0x9286: 'usercomment', 0x9C9B: 'title',
+        0x9C9C: 'comment'}
 
 def exif_text(
     value  # of a tag: str, bytes or something else
@@ -386,30 +387,35 @@ def read_store(
     except RecursionError: return 'it is nested too deeply'
 
 # %% ../nbs/lib/04_claims.ipynb #3a4ead88
-PIXEL = b'GIF89a\1\0\1\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
-
-def anchors_fault(
+def broken_anchor(
     anchors: str # PEM text of root certificates
 ) -> str:
-    "Why `c2pa-python` cannot use them; '' when it can, or is not here."
-    told = read_store(PIXEL, anchors) if anchors and find_spec('c2pa') else None
-    return told if isinstance(told, str) else ''
+    "Which of them cannot be read, as '2 of 3'; '' for none, or where `cryptography` is missing."
+    if not find_spec('cryptography'): return ''
+    from cryptography.x509 import load_pem_x509_certificate
+    begin = '-----BEGIN CERTIFICATE-----'
+    blocks = anchors.split(begin)[1:]
+    for i, block in enumerate(blocks, 1):
+        try: load_pem_x509_certificate((begin + block).encode())
+        except ValueError: return f'{i} of {len(blocks)}'
+    return ''
 
 # %% ../nbs/lib/04_claims.ipynb #a806e8bb
-def source_types(
-    part,      # of a manifest: dict, list or something else
-    action=''  # that it belongs to
+def stated_actions(
+    part,     # of a manifest: dict, list or something else
+    action='' # that it belongs to
 ):
-    "`(action, program, source type)` for each source type in it, however deep."
+    "`(action, program, source type)` for each action and each source type in it, however deep."
     if isinstance(part, dict):
-        action = part.get('action', action)
-        for key, value in part.items():
-            if key.lower().endswith('digitalsourcetype') and isinstance(value, str):
-                agent = part.get('softwareAgent') or ''
-                yield action, str(agent.get('name') if isinstance(agent, dict) else agent), value
-            else: yield from source_types(value, action)
+        action = str(part.get('action', action))
+        kinds = [v for k, v in part.items()
+                 if k.lower().endswith('digitalsourcetype') and isinstance(v, str)]
+        agent = part.get('softwareAgent') or ''
+        agent = str(agent.get('name', '') if isinstance(agent, dict) else agent)
+        for kind in kinds or [''] * ('action' in part): yield action, agent, kind
+        for value in part.values(): yield from stated_actions(value, action)
     elif isinstance(part, list):
-        for value in part: yield from source_types(value, action)
+        for value in part: yield from stated_actions(value, action)
 
 # %% ../nbs/lib/04_claims.ipynb #739284b7
 def history(
@@ -428,24 +434,32 @@ def history(
                  for i in manifest.get('ingredients', ())]
 
 # %% ../nbs/lib/04_claims.ipynb #16f179ab
+EDITS = {f'c2pa.{a}' for a in ('edited', 'drawing', 'placed', 'removed', 'filtered', 'cropped',
+                               'color_adjustments', 'adjustedColor')}
+
 def stated_origin(
     store: dict  # from `read_store`
 ):
-    "What the statements say of the image: its origin, that in words ('' for nothing), programs."
-    told, programs = {}, []
+    """What the statements say of the image: its origin, that in words ('' for nothing), programs,
+    and the programs that edited it."""
+    told, programs, edited = {}, [], []
     for manifest, whole in history(store):
         parent = any(i.get('relationship') == 'parentOf' for i in manifest.get('ingredients', ()))
-        for action, agent, kind in source_types(manifest.get('assertions', [])):
+        maker = (manifest.get('claim_generator_info') or [{}])[0].get('name')
+        maker = maker or manifest.get('claim_generator') or ''
+        for action, agent, kind in stated_actions(manifest.get('assertions', [])):
+            if whole and action in EDITS: edited.append(agent or maker or 'a program')
+            if not kind: continue
             origin, words = meaning(kind)
             if origin == 'generated' and not (
                     whole and (action in ('', 'c2pa.created', 'c2pa.opened') or not parent)):
                 origin, words = 'part', ORIGINS['part']
             if whole or origin == 'part': told.setdefault(origin, words)
             programs += [agent] if origin in ('generated', 'part') else []
-        maker = manifest.get('claim_generator_info') or [{}]
-        programs += [maker[0].get('name') or manifest.get('claim_generator') or '']
+        programs += [maker]
     origin = next((o for o in ('generated', 'part', 'captured') if o in told), '')
-    return origin, told.get(origin, ''), [*dict.fromkeys(filter(None, programs))][:3]
+    first = lambda names: [*dict.fromkeys(filter(None, names))][:3]
+    return origin, told.get(origin, ''), first(programs), first(edited)
 
 # %% ../nbs/lib/04_claims.ipynb #bc32e9ab
 BROKEN = {'Hash.mismatch': 'the image was changed after it was signed',
@@ -527,10 +541,12 @@ def signed_claim(
     info = next(history(store), ({}, True))[0].get('signature_info') or {}
     signer = quoted(info.get('issuer') or info.get('common_name') or 'nobody')
     verified, holds = signature(store, signer)
-    origin, words, programs = stated_origin(store)
+    origin, words, *named = stated_origin(store)
+    programs, edited = (', '.join(quoted(p, 40) for p in names) for names in named)
     by = f' by {signer[1:-1]}' if verified else ''
-    using = f' (programs: {", ".join(quoted(p, 40) for p in programs)})' if programs else ''
+    using = f' (programs: {programs})' if programs else ''
     says = f' that {words}' if words else ' which does not say how the image was made'
+    if edited: says += f'{", and" if words else ", but"} that it was edited with {edited}'
     return Claim('signed', f'The file carries a signed statement{by}{says}{using}. {holds}',
                  signer[1:-1], verified, origin)
 

@@ -283,9 +283,9 @@ def claims_teller(
     if name and '-----BEGIN CERTIFICATE-----' not in anchors:
         raise FaceError(f'{name}: holds no certificate in PEM (-----BEGIN CERTIFICATE-----)')
     if name:
-        from fakeface.claims import anchors_fault
-        if why := anchors_fault(anchors):
-            raise FaceError(f'{name}: each certificate must be whole ({printable(why)})')
+        from fakeface.claims import broken_anchor
+        if which := broken_anchor(anchors):
+            raise FaceError(f'{name}: certificate {which} is broken; mend it or take it out')
     return partial(claims_said, anchors) if wanted else None
 
 # %% ../nbs/lib/15_cli.ipynb #dfb5c443

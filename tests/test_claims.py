@@ -96,7 +96,8 @@ class Authority:
     def sign(self, data, kind='PNG', who='OpenAI', source='trainedAlgorithmicMedia',
              edit='', tool='GPT-4o', part=b'', thumbnail=b'', url=''):
         import c2pa
-        made = {'action': edit or 'c2pa.created', 'softwareAgent': {'name': tool}}
+        made = {'action': edit or 'c2pa.created'}
+        if tool: made['softwareAgent'] = {'name': tool}
         if source: made['digitalSourceType'] = SOURCE + source
         told = {'claim_generator_info': [{'name': 'Test'}], 'assertions': [
             {'label': 'c2pa.actions.v2', 'data': {'actions': [made]}}]}
@@ -156,6 +157,17 @@ def test_whole_or_part(authority):
             (sign(photo, edit='c2pa.edited'), 'part')):
         assert [c.origin for c in claims(data)] == [origin]
 
+@pytest.mark.parametrize('made, tool, says', [
+    ('digitalCapture', 'Photoshop', 'with a camera, and that it was edited with "Photoshop" ('),
+    ('digitalCapture', '', 'with a camera, and that it was edited with "Test" ('),
+    ('', 'GIMP', 'does not say how the image was made, but that it was edited with "GIMP" (')])
+def test_edits_are_told(authority, made, tool, says):
+    photo = image(size=32)
+    if made: photo = authority.sign(photo, source=made, tool='Camera')
+    assert 'edited' not in claims_text(claims(photo))
+    told, = claims(authority.sign(photo, source='', edit='c2pa.edited', tool=tool))
+    assert says in told.says and told.origin == ('captured' if made else '')
+
 def test_other_signers_root_is_not_trusted(authority):
     told, = claims(authority.sign(image()), anchors=Authority().root.decode())
     assert told.verified is None
@@ -198,7 +210,7 @@ def test_what_strangers_write_is_harmless(authority):
     ('Made with Google AI', image('JPEG', xmp=XMP.format(
         'xmlns:p="x"', '<p:Credit>Made with Google AI</p:Credit>').encode())),
     ('Adobe Firefly', png(Software='Adobe Firefly')),
-    ('NovelAI', image('JPEG', xmp=XMP.format('xmlns:tiff="x" tiff:Software="NovelAI"', '').encode())),
+    ('NovelAI', image('JPEG', xmp=XMP.format('tiff:Software="NovelAI"', '').encode())),
     ('ComfyUI', png(workflow='{"last_link_id": 3, "nodes": [{"id": 1}], "links": []}')),
     ('ComfyUI', exif('JPEG', model='workflow:{"nodes":[{"id": 1}]}')),
     ('Draw Things', png(Comment='{"c": "a face", "seed_mode": "Scale Alike", "steps": 20}')),
@@ -426,7 +438,9 @@ def test_beside_the_verdict(authority, cli, tmp_path):
     broken = authority.root[:60] + authority.root[90:]
     (tmp_path/'broken.pem').write_bytes(broken)
     (tmp_path/'beside.pem').write_bytes(authority.root + broken)
+    (tmp_path/'cut.pem').write_bytes(authority.root + authority.root[:-30])
+    (tmp_path/'no key.pem').write_bytes(authority.root[:60] + authority.root[-27:])
     for wrong in ((*anchors,), *(('--claims', '--anchors', tmp_path/n) for n in (
-            'd.jpg', 'none.pem', 'broken.pem', 'beside.pem'))):
+            'd.jpg', 'none.pem', 'broken.pem', 'beside.pem', 'cut.pem', 'no key.pem'))):
         code, out, err = cli('predict', tmp_path/'a plain.jpg', *wrong)
         assert code == 2 and not out and err.count('\n') == 1
