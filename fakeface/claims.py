@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NO_CLAIM', 'MAX_TEXT', 'MAX_ALL', 'MAX_CHUNKS', 'MAX_TEXTS', 'EXIF', 'FIELDS', 'ELEMENT', 'ATTRIBUTE', 'LONG', 'IPTC',
-           'STEPS', 'TOOLS', 'MODEL', 'NAMED', 'EASY', 'ORIGINS', 'SOURCES', 'OTHERS', 'AIGC', 'SECONDS', 'MEMORY',
-           'MAX_STORE', 'OFFLINE', 'CHECK', 'BROKEN', 'MISSING', 'Claim', 'Claims', 'claims_text', 'quoted', 'unpacked',
-           'png_chunks', 'png_texts', 'exif_text', 'exif_texts', 'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts',
-           'settings_claims', 'meaning', 'label_claims', 'camera_claims', 'read_store', 'source_types', 'history',
-           'stated_origin', 'failures', 'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim',
-           'claims', 'disagreement']
+           'RECORD', 'STEPS', 'TOOLS', 'MODEL', 'NAMED', 'EASY', 'ORIGINS', 'SOURCES', 'OTHERS', 'AIGC', 'IPTC_AI',
+           'SECONDS', 'MEMORY', 'MAX_STORE', 'OFFLINE', 'CHECK', 'EDITS', 'BROKEN', 'MISSING', 'Claim', 'Claims',
+           'claims_text', 'quoted', 'unpacked', 'png_chunks', 'png_texts', 'raw_profiles', 'exif_text', 'exif_texts',
+           'xmp_fields', 'xmp_texts', 'iptc_texts', 'texts', 'settings_claims', 'meaning', 'label_claims',
+           'camera_claims', 'read_store', 'broken_anchor', 'stated_actions', 'history', 'stated_origin', 'failures',
+           'signature', 'remote_claims', 'unread', 'signed_claims', 'signed_claim', 'claims', 'disagreement']
 
 # %% ../nbs/lib/04_claims.ipynb #0e197339
 import json, re, subprocess, sys, zlib
@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from struct import unpack_from
 
-from PIL import IptcImagePlugin
+from PIL import Image, IptcImagePlugin
 
 from .core import printable
 from .images import opened, read_bytes
@@ -89,23 +89,38 @@ def png_chunks(
 # %% ../nbs/lib/04_claims.ipynb #49cd7d5e
 def png_texts(
     im,         # not used
-    data: bytes # encoded
+    data: bytes,# encoded
+    wanted=()   # keywords, in lower case; () for all
 ):
     "Keyword and text of a PNG's chunks tEXt, zTXt and iTXt, wherever they stand."
     if data[:4] != b'\x89PNG': return
     for kind, body in png_chunks(data):
         if kind not in (b'tEXt', b'zTXt', b'iTXt'): continue
         key, _, text = bytes(body).partition(b'\0')
+        key = key.decode('latin-1')
+        if wanted and key.lower() not in wanted: continue
         packed = kind == b'zTXt' or kind == b'iTXt' and text[:1] == b'\1'
         if kind == b'zTXt': text = text[1:]
         if kind == b'iTXt': text = text[2:].split(b'\0', 2)[-1]
         with suppress(zlib.error):
             text = unpacked(text) if packed else text[:MAX_TEXT]
-            yield key.decode('latin-1'), text.decode('utf-8', 'replace')
+            yield key, text.decode('utf-8', 'replace')
+
+# %% ../nbs/lib/04_claims.ipynb #de957f1f
+def raw_profiles(
+    data: bytes, # encoded
+    *kinds: str  # 'app1', 'iptc', 'xmp'
+):              # iterator of bytes
+    "Contents of a PNG's texts 'Raw profile type KIND', at most nine."
+    wanted = [f'raw profile type {kind}' for kind in kinds]
+    for _, text in islice(png_texts(None, data, wanted), 9):
+        with suppress(ValueError, IndexError):
+            yield bytes.fromhex(text.strip('\0\n ').split('\n', 2)[2])
 
 # %% ../nbs/lib/04_claims.ipynb #9c05ca9b
-EXIF = {0x010E: 'description', 0x010F: 'make', 0x0110: 'model', 0x0131: 'software',
-        0x013B: 'artist', 0x9286: 'usercomment', 0x9C9B: 'title', 0x9C9C: 'comment'}
+EXIF = {0x010E: 'description', 0x010F: 'camera make', 0x0110: 'camera model',
+        0x0131: 'software', 0x013B: 'artist', 0x9286: 'usercomment', 0x9C9B: 'title',
+        0x9C9C: 'comment'}
 
 def exif_text(
     value  # of a tag: str, bytes or something else
@@ -122,22 +137,31 @@ def exif_text(
 # %% ../nbs/lib/04_claims.ipynb #0776298b
 def exif_texts(
     im,         # PIL image, opened
-    data: bytes # not used
+    data: bytes # encoded
 ):
     "Name and text of the tags in `EXIF`, and the comment of a JPEG or GIF."
-    tags = im.getexif()
-    for number, value in {**tags, **tags.get_ifd(0x8769)}.items():
-        if number in EXIF: yield EXIF[number], exif_text(value).strip('\0 ')
+    blocks = [im.getexif()]
+    for body in raw_profiles(data, 'app1'):
+        if body[:4] != b'Exif': continue  # XMP
+        blocks.append(Image.Exif())
+        blocks[-1].load(body)
+    for tags in blocks:
+        for number, value in {**tags, **tags.get_ifd(0x8769)}.items():
+            if number in EXIF: yield EXIF[number], exif_text(value).strip('\0 ')
     if 'comment' in im.info: yield 'comment', exif_text(im.info['comment'])
 
 # %% ../nbs/lib/04_claims.ipynb #a7a7cf87
-FIELDS = ('DigitalSourceType|DigitalSourcefileType|CreatorTool|Credit|Source|AISystemUsed|AIGC|'
+FIELDS = ('DigitalSourceType|DigitalSourcefileType|CreatorTool|Software|Credit|Source|'
+          'AISystemUsed|AISystemVersionUsed|AIPromptInformation|AIGC|'
           'provenance|UserComment|description')
-# <ns:Name>text</ns:Name>, with or without rdf:Alt and rdf:li around the text; ns:Name="text";
-# <ns:Name rdf:resource="text"/>. No part repeats without bound, so time grows with length only
+# <ns:Name>text</ns:Name>, with or without rdf:Alt, rdf:li, rdf:value … or CDATA around the text;
+# ns:Name="text"; <ns:Name rdf:resource="text"/>; <ns:Name><rdf:Description rdf:about="text"/>.
+# No part repeats without bound, so time grows with length only
 ELEMENT = re.compile(rf'<(?:[\w-]{{1,40}}:)?({FIELDS})(?:\s[^<>]{{0,300}})?>'
-                     r'(?:\s{0,99}<rdf:\w{2,9}(?:\s[^<>]{0,300})?>){0,2}([^<]+)')
-ATTRIBUTE = re.compile(rf'[\s:]({FIELDS})(?:\s{{1,9}}rdf:resource)?\s?=\s?["\']([^"\'<>]+)')
+                     r'(?:\s{0,99}<rdf:\w{2,11}(?:\s[^<>]{0,300})?>){0,4}'
+                     r'(?:\s{0,99}<!\[CDATA\[)?([^<]+)')
+ATTRIBUTE = re.compile(rf'[\s:]({FIELDS})(?:(?:\s?>\s{{0,99}}<rdf:\w{{2,11}})?\s{{1,9}}'
+                       r'rdf:(?:resource|about|value))?\s{0,9}=\s{0,9}["\']([^"\'<>]+)')
 
 # %% ../nbs/lib/04_claims.ipynb #87ae1e15
 def xmp_fields(
@@ -145,7 +169,8 @@ def xmp_fields(
 ):
     "Name, in lower case, and text of its fields in `FIELDS`."
     for pattern in (ELEMENT, ATTRIBUTE):
-        for found in pattern.finditer(packet): yield found[1].lower(), unescape(found[2]).strip()
+        for found in pattern.finditer(packet):
+            if text := unescape(found[2].partition(']]>')[0]).strip(): yield found[1].lower(), text
 
 # %% ../nbs/lib/04_claims.ipynb #f3c2ded3
 LONG = b'http://ns.adobe.com/xmp/extension/\0'  # then 32 digits and two numbers
@@ -159,21 +184,28 @@ def xmp_texts(
     more = [body[len(LONG) + 40:] for _, body in getattr(im, 'applist', ())
             if body.startswith(LONG)]
     packet = (packet.encode() if isinstance(packet, str) else bytes(packet)) + b''.join(more)
-    wide = packet[:2] in (b'\xff\xfe', b'\xfe\xff')
-    yield from xmp_fields(packet[:MAX_TEXT].decode('utf-16' if wide else 'utf-8', 'replace'))
-    for key, text in png_texts(im, data):
-        if key == 'XML:com.adobe.xmp': yield from xmp_fields(text)
+    if data[:3] == b'GIF':  # Pillow reads none there; this end is no valid UTF-8
+        packet = data.partition(b'XMP DataXMP')[2][:MAX_TEXT].partition(b'\1\xff\xfe')[0]
+    for packet in (packet, *raw_profiles(data, 'xmp', 'app1')):
+        yield from xmp_fields(exif_text(packet.rstrip(b'\0 ')))  # may be UTF-16
+    for _, text in islice(png_texts(im, data, ['xml:com.adobe.xmp']), 9):
+        yield from xmp_fields(text)
 
 # %% ../nbs/lib/04_claims.ipynb #cfd28e89
 IPTC = {(2, 5): 'title', (2, 65): 'software', (2, 110): 'credit', (2, 115): 'source',
         (2, 120): 'description'}
+RECORD = re.compile(rb'\x1c\x02(.)([\0-\x7f].)', re.S)  # its number, and length of what follows
 
 def iptc_texts(
     im,         # PIL image, opened
-    data: bytes # not used
+    data: bytes # encoded
 ):
     "Name and text of the fields in `IPTC`, the older form of what XMP holds."
-    for key, value in (IptcImagePlugin.getiptcinfo(im) or {}).items():
+    found = [*(IptcImagePlugin.getiptcinfo(im) or {}).items()]
+    for body in raw_profiles(data, 'iptc'):
+        found += [((2, r[1][0]), body[r.end():r.end() + int.from_bytes(r[2])])
+                  for r in islice(RECORD.finditer(body), MAX_TEXTS)]
+    for key, value in found:
         for text in value if isinstance(value, list) else [value]:
             if key in IPTC: yield IPTC[key], text[:MAX_TEXT].decode('utf-8', 'replace')
 
@@ -201,9 +233,10 @@ TOOLS = (
     ('Stable Diffusion WebUI Forge', r'\bVersion: (?:f\d|forge|neo)', STEPS),
     ('SD.Next', r'\bApp: SD\.Next', STEPS),
     ('Draw Things', r'^creatortool: Draw Things'),
-    ('Draw Things', r'^usercomment: \{', r'"seed_mode"'),
+    ('Draw Things', r'^(?:user)?comment: \{', r'"seed_mode"'),
     ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', STEPS),
     ('ComfyUI', r'"class_type"\s?:|"last_node_id"\s?:'),
+    ('ComfyUI', r'^(?:[\w ]{1,30}: )?[Ww]orkflow:\s?\{', r'"(?:nodes|last_link_id)"\s?:'),
     ('InvokeAI', r'^(?:invokeai_\w+|sd-metadata|dream): .'),
     ('NovelAI', r'^(?:software|creatortool): NovelAI'),
     ('NovelAI', r'"request_type": ?"PromptGenerate|"signed_hash"'),
@@ -214,13 +247,19 @@ TOOLS = (
 # %% ../nbs/lib/04_claims.ipynb #a9af99fb
 MODEL = re.compile(r'\bModel: ([^,\n"]{1,80})|'
                    r'"(?:ckpt_name|unet_name|base_model|model_name|model)"\s?:\s?"([^"\\]{1,80})"')
-# where a maker may be named, and names of makers; a field for AI systems names nothing else
+# a field for AI systems names nothing else; programs name themselves; people write the others,
+# where a word proves nothing ("imagen" is Spanish for image), so these must be a known phrase
 NAMED = re.compile(
-    r'^aisystemused: |^(?:software|creatortool|credit|source|title|artist|author): .{0,80}?(?:'
-    r'midjourney|dall.?e\b|openai|chatgpt|gpt-image|firefly|stable.?diffusion|novelai|'
-    r'\bimagen\b|google gemini|google ai|meta ai|image playground|ideogram|leonardo\.?ai|'
-    r'flux\.1|black forest labs|bing image creator|microsoft designer|stability.?ai|'
-    r'\bai.generated|made with ai\b|imagined with ai)', re.I)
+    r'^aisystemused: .|^(?:software|creatortool): .{0,80}?(?:'
+    r'midjourney|dall.?e\b|openai|chatgpt|gpt-image|adobe firefly|stable.?diffusion|novelai|'
+    r'google (?:imagen|gemini|ai\b)|\bimagen [1-9]|meta ai\b|image playground|ideogram|'
+    r'leonardo\.?ai|flux\.1|black forest labs|bing image creator|microsoft designer|'
+    r'stability.?ai|\bai.generated|made with ai\b|imagined with ai)|'
+    r'^(?:software|creatortool|credit|source|title|artist|author): \s{0,9}(?:'
+    r'midjourney|adobe firefly|chatgpt|gpt-image-1|dall[-·]e(?: ?[23])?|novelai|stability ai|'
+    r'black forest labs|leonardo\.ai|bing image creator|microsoft designer|google gemini|'
+    r'(?:apple )?image playground|ai[- ]generated(?: image)?|'
+    r'(?:made|created|generated|imagined) (?:with|by) (?:(?:google|meta) )?ai)[\s.]{0,9}$', re.I)
 
 # %% ../nbs/lib/04_claims.ipynb #d112357a
 EASY = 'It is not signed: anyone can write or remove such text.'
@@ -273,6 +312,7 @@ def meaning(
 # %% ../nbs/lib/04_claims.ipynb #3706ff59
 AIGC = {'1': ('generated', ORIGINS['generated']), '2': ('', 'it may have been made by an AI model'),
         '3': ('', 'it is suspected to have been made by an AI model')}
+IPTC_AI = {'aisystemversionused': 'version', 'aipromptinformation': 'prompt'}
 
 def label_claims(
     found: list[str]  # from `texts`
@@ -280,6 +320,8 @@ def label_claims(
     "A claim for each label among the texts."
     for key, _, text in (f.partition(': ') for f in found):
         if key in ('digitalsourcetype', 'digitalsourcefiletype'): origin, words = meaning(text)
+        elif key in IPTC_AI and text:
+            origin, words = 'generated', f'{ORIGINS["generated"]} ({IPTC_AI[key]} {quoted(text)})'
         elif 'AIGC' in (text[:200] + key.upper()) and (
                 label := re.search(r'Label\W{1,9}([123])\b', text)): origin, words = AIGC[label[1]]
         else: continue
@@ -292,7 +334,7 @@ def camera_claims(
 ):
     "A claim for the camera that EXIF names."
     named = dict(f.split(': ', 1) for f in found[::-1])
-    make, model = (named.get(k, '') for k in ('make', 'model'))
+    make, model = (named.get(f'camera {k}', '') for k in ('make', 'model'))
     if not (make or model) or '{' in make + model: return  # ComfyUI hides its workflow there
     camera = model if model.startswith(make) else f'{make} {model}'.strip()
     with_what = f' and the program {quoted(s)}' if (s := named.get('software')) else ''
@@ -344,21 +386,36 @@ def read_store(
     try: return json.loads(done.stdout)
     except RecursionError: return 'it is nested too deeply'
 
+# %% ../nbs/lib/04_claims.ipynb #3a4ead88
+def broken_anchor(
+    anchors: str # PEM text of root certificates
+) -> str:
+    "Which of them cannot be read, as '2 of 3'; '' for none, or where `cryptography` is missing."
+    if not find_spec('cryptography'): return ''
+    from cryptography.x509 import load_pem_x509_certificate
+    begin = '-----BEGIN CERTIFICATE-----'
+    blocks = anchors.split(begin)[1:]
+    for i, block in enumerate(blocks, 1):
+        try: load_pem_x509_certificate((begin + block).encode())
+        except ValueError: return f'{i} of {len(blocks)}'
+    return ''
+
 # %% ../nbs/lib/04_claims.ipynb #a806e8bb
-def source_types(
-    part,      # of a manifest: dict, list or something else
-    action=''  # that it belongs to
+def stated_actions(
+    part,     # of a manifest: dict, list or something else
+    action='' # that it belongs to
 ):
-    "`(action, program, source type)` for each source type in it, however deep."
+    "`(action, program, source type)` for each action and each source type in it, however deep."
     if isinstance(part, dict):
-        action = part.get('action', action)
-        for key, value in part.items():
-            if key.lower().endswith('digitalsourcetype') and isinstance(value, str):
-                agent = part.get('softwareAgent') or ''
-                yield action, str(agent.get('name') if isinstance(agent, dict) else agent), value
-            else: yield from source_types(value, action)
+        action = str(part.get('action', action))
+        kinds = [v for k, v in part.items()
+                 if k.lower().endswith('digitalsourcetype') and isinstance(v, str)]
+        agent = part.get('softwareAgent') or ''
+        agent = str(agent.get('name', '') if isinstance(agent, dict) else agent)
+        for kind in kinds or [''] * ('action' in part): yield action, agent, kind
+        for value in part.values(): yield from stated_actions(value, action)
     elif isinstance(part, list):
-        for value in part: yield from source_types(value, action)
+        for value in part: yield from stated_actions(value, action)
 
 # %% ../nbs/lib/04_claims.ipynb #739284b7
 def history(
@@ -377,24 +434,32 @@ def history(
                  for i in manifest.get('ingredients', ())]
 
 # %% ../nbs/lib/04_claims.ipynb #16f179ab
+EDITS = {f'c2pa.{a}' for a in ('edited', 'drawing', 'placed', 'removed', 'filtered', 'cropped',
+                               'color_adjustments', 'adjustedColor')}
+
 def stated_origin(
     store: dict  # from `read_store`
 ):
-    "What the statements say of the image: its origin, that in words ('' for nothing), programs."
-    told, programs = {}, []
+    """What the statements say of the image: its origin, that in words ('' for nothing), programs,
+    and the programs that edited it."""
+    told, programs, edited = {}, [], []
     for manifest, whole in history(store):
         parent = any(i.get('relationship') == 'parentOf' for i in manifest.get('ingredients', ()))
-        for action, agent, kind in source_types(manifest.get('assertions', [])):
+        maker = (manifest.get('claim_generator_info') or [{}])[0].get('name')
+        maker = maker or manifest.get('claim_generator') or ''
+        for action, agent, kind in stated_actions(manifest.get('assertions', [])):
+            if whole and action in EDITS: edited.append(agent or maker or 'a program')
+            if not kind: continue
             origin, words = meaning(kind)
             if origin == 'generated' and not (
                     whole and (action in ('', 'c2pa.created', 'c2pa.opened') or not parent)):
                 origin, words = 'part', ORIGINS['part']
             if whole or origin == 'part': told.setdefault(origin, words)
             programs += [agent] if origin in ('generated', 'part') else []
-        maker = manifest.get('claim_generator_info') or [{}]
-        programs += [maker[0].get('name') or manifest.get('claim_generator') or '']
+        programs += [maker]
     origin = next((o for o in ('generated', 'part', 'captured') if o in told), '')
-    return origin, told.get(origin, ''), [*dict.fromkeys(filter(None, programs))][:3]
+    first = lambda names: [*dict.fromkeys(filter(None, names))][:3]
+    return origin, told.get(origin, ''), first(programs), first(edited)
 
 # %% ../nbs/lib/04_claims.ipynb #bc32e9ab
 BROKEN = {'Hash.mismatch': 'the image was changed after it was signed',
@@ -476,10 +541,12 @@ def signed_claim(
     info = next(history(store), ({}, True))[0].get('signature_info') or {}
     signer = quoted(info.get('issuer') or info.get('common_name') or 'nobody')
     verified, holds = signature(store, signer)
-    origin, words, programs = stated_origin(store)
+    origin, words, *named = stated_origin(store)
+    programs, edited = (', '.join(quoted(p, 40) for p in names) for names in named)
     by = f' by {signer[1:-1]}' if verified else ''
-    using = f' (programs: {", ".join(quoted(p, 40) for p in programs)})' if programs else ''
+    using = f' (programs: {programs})' if programs else ''
     says = f' that {words}' if words else ' which does not say how the image was made'
+    if edited: says += f'{", and" if words else ", but"} that it was edited with {edited}'
     return Claim('signed', f'The file carries a signed statement{by}{says}{using}. {holds}',
                  signer[1:-1], verified, origin)
 

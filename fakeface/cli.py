@@ -277,11 +277,15 @@ def claims_teller(
 ):                     # `claims_said` without its first argument; None when it is not wanted
     "Raises `FaceError` for anchors that are none, or are not used."
     if name and not wanted: raise FaceError('--anchors is of the claims; add --claims')
-    try: anchors = Path(name).read_text(encoding='utf-8') if name else ''
+    try: anchors = Path(name).read_text(encoding='utf-8-sig') if name else ''
     except (OSError, ValueError) as e:
         raise FaceError(f'{name}: {getattr(e, "strerror", None) or "is no text"}') from None
     if name and '-----BEGIN CERTIFICATE-----' not in anchors:
         raise FaceError(f'{name}: holds no certificate in PEM (-----BEGIN CERTIFICATE-----)')
+    if name:
+        from fakeface.claims import broken_anchor
+        if which := broken_anchor(anchors):
+            raise FaceError(f'{name}: certificate {which} is broken; mend it or take it out')
     return partial(claims_said, anchors) if wanted else None
 
 # %% ../nbs/lib/15_cli.ipynb #dfb5c443

@@ -39,13 +39,23 @@ def png(**texts):
 def chunk(kind, body):
     return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
 
-def exif(kind, make=None, model=None, software=None, comment=None, order='be'):
+def raw(kind, body, name='generic'):
+    "A PNG with a profile as ImageMagick writes it."
+    return png(**{f'Raw profile type {kind}': f'\n{name}\n{len(body):8}\n' + '\n'.join(
+        body.hex()[i:i + 72] for i in range(0, 2 * len(body), 72)) + '\n'})
+
+def exif(kind, make=None, model=None, software=None, comment=None, order='be', more={}):
     tags = Image.Exif()
-    for number, text in ((271, make), (272, model), (305, software)):
+    for number, text in {271: make, 272: model, 305: software, **more}.items():
         if text: tags[number] = text
     if comment:
         tags.get_ifd(0x8769)[0x9286] = b'UNICODE\0' + comment.encode(f'utf-16-{order}')
     return image(kind, exif=tags)
+
+def exif_block(comment):
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0x9286] = b'ASCII\0\0\0' + comment.encode()
+    return tags.tobytes()
 
 def certificate(who, key, root_key, ca=False):
     from cryptography import x509
@@ -86,7 +96,8 @@ class Authority:
     def sign(self, data, kind='PNG', who='OpenAI', source='trainedAlgorithmicMedia',
              edit='', tool='GPT-4o', part=b'', thumbnail=b'', url=''):
         import c2pa
-        made = {'action': edit or 'c2pa.created', 'softwareAgent': {'name': tool}}
+        made = {'action': edit or 'c2pa.created'}
+        if tool: made['softwareAgent'] = {'name': tool}
         if source: made['digitalSourceType'] = SOURCE + source
         told = {'claim_generator_info': [{'name': 'Test'}], 'assertions': [
             {'label': 'c2pa.actions.v2', 'data': {'actions': [made]}}]}
@@ -146,6 +157,17 @@ def test_whole_or_part(authority):
             (sign(photo, edit='c2pa.edited'), 'part')):
         assert [c.origin for c in claims(data)] == [origin]
 
+@pytest.mark.parametrize('made, tool, says', [
+    ('digitalCapture', 'Photoshop', 'with a camera, and that it was edited with "Photoshop" ('),
+    ('digitalCapture', '', 'with a camera, and that it was edited with "Test" ('),
+    ('', 'GIMP', 'does not say how the image was made, but that it was edited with "GIMP" (')])
+def test_edits_are_told(authority, made, tool, says):
+    photo = image(size=32)
+    if made: photo = authority.sign(photo, source=made, tool='Camera')
+    assert 'edited' not in claims_text(claims(photo))
+    told, = claims(authority.sign(photo, source='', edit='c2pa.edited', tool=tool))
+    assert says in told.says and told.origin == ('captured' if made else '')
+
 def test_other_signers_root_is_not_trusted(authority):
     told, = claims(authority.sign(image()), anchors=Authority().root.decode())
     assert told.verified is None
@@ -188,6 +210,11 @@ def test_what_strangers_write_is_harmless(authority):
     ('Made with Google AI', image('JPEG', xmp=XMP.format(
         'xmlns:p="x"', '<p:Credit>Made with Google AI</p:Credit>').encode())),
     ('Adobe Firefly', png(Software='Adobe Firefly')),
+    ('NovelAI', image('JPEG', xmp=XMP.format('tiff:Software="NovelAI"', '').encode())),
+    ('ComfyUI', png(workflow='{"last_link_id": 3, "nodes": [{"id": 1}], "links": []}')),
+    ('ComfyUI', exif('JPEG', model='workflow:{"nodes":[{"id": 1}]}')),
+    ('Draw Things', png(Comment='{"c": "a face", "seed_mode": "Scale Alike", "steps": 20}')),
+    ('Stable Diffusion web UI (AUTOMATIC1111 or alike)', raw('APP1', exif_block(A1111 + 'v1.9'))),
 ])
 def test_settings_of_programs(program, data):
     claim, = claims(data)
@@ -199,8 +226,23 @@ def test_ordinary_texts_say_nothing():
     for texts in (dict(Software='Adobe Photoshop 25.0', Comment='Created with GIMP'),
                   dict(prompt='the prompt', workflow='mine', parameters='a=1', Dream=''),
                   dict(Description='Steps: 20 up the hill', Title='A Flux of People'),
-                  dict(Artist='Gemini Ganesan', Source='Leonardo da Vinci')):
+                  dict(Artist='Gemini Ganesan', Source='Leonardo da Vinci'),
+                  dict(Model='sdxl base 1.0', Prompt='a face', Seed='1', Make='nobody')):
         assert claims(png(**texts)) == []
+
+@pytest.mark.parametrize('data, kinds', [
+    (exif('JPEG', 'Canon', more={315: 'Imagen y Sonido S.L.'}), ['camera']),
+    (exif('JPEG', 'Canon', more={0x9C9B: 'Imagen de la boda'.encode('utf-16-le')}), ['camera']),
+    (image('JPEG', xmp=XMP.format('p:Credit="Imagen: Juan Perez / EFE"', '').encode()), []),
+    (png(Title='A firefly at night'), []), (png(Title='Firefly'), []), (png(Artist='Imagen'), []),
+    (png(Title='Sam Altman at the OpenAI DevDay 2023', Source='OpenAI'), []),
+    (png(Author='Ideogram Design Studio'), []), (png(Credit='Made with AI and love'), []),
+    (png(Software='Editor de Imagen'), []),
+    (png(Title='Midjourney'), ['settings']), (png(Credit='Made with Google AI.'), ['settings']),
+    (png(Software='Ideogram 2.0'), ['settings']), (png(AISystemUsed='Imagen'), ['settings']),
+])
+def test_words_of_people_name_no_maker(data, kinds):
+    assert [c.kind for c in claims(data)] == kinds
 
 def test_camera_is_no_proof():
     for kind in ('JPEG', 'PNG', 'WEBP', 'TIFF', 'HEIF', 'AVIF'):
@@ -227,6 +269,28 @@ def test_labels_without_signature(kind):
     else: data = image(kind, **how)
     claim, = claims(data)
     assert (claim.origin, claim.verified) == ('generated', None) and 'not signed' in claim.says
+
+def gif(packet):
+    plain, tail = image('GIF'), bytes([1, *range(255, -1, -1), 0])
+    return plain[:-1] + b'!\xff\x0bXMP DataXMP' + packet + tail + b';'
+
+SOURCED = '<ext:DigitalSourceType>{}</ext:DigitalSourceType>'
+AI = SOURCE + 'trainedAlgorithmicMedia'
+@pytest.mark.parametrize('data', [
+    raw('xmp', GENERATED.encode(), 'xmp'), gif(GENERATED.encode()),
+    raw('APP1', b'http://ns.adobe.com/xap/1.0/\0' + GENERATED.encode()),
+    raw('iptc', b'8BIM\x04\x04\0\0\0\0\0\x18\x1c\x02\x6e\0\x13Made with Google AI', 'iptc'),
+    *(image('JPEG', xmp=GENERATED.encode(f'utf-16-{order}')) for order in ('le', 'be')),
+    *(image('JPEG', xmp=XMP.format(*packet).encode()) for packet in (
+        ('', SOURCED.format(f'<![CDATA[{AI}]]>')),
+        ('', SOURCED.format(f'<rdf:Description><rdf:value>{AI}</rdf:value></rdf:Description>')),
+        ('', SOURCED.format(f'\n <rdf:Description rdf:about="{AI}"/>\n')),
+        (f'ext:DigitalSourceType  =  "{AI}"', ''),
+        ('', '<ext:AISystemVersionUsed>3.0</ext:AISystemVersionUsed>'),
+        ('ext:AIPromptInformation="a face"', ''))),
+])
+def test_claims_in_odd_places(data):
+    assert [(c.origin, c.verified) for c in claims(data)] == [('generated', None)]
 
 def test_chinese_label():
     for label, origin in (('1', 'generated'), ('2', ''), ('3', '')):
@@ -371,7 +435,12 @@ def test_beside_the_verdict(authority, cli, tmp_path):
     assert list(rows[0])[-1] == 'claims' and rows[-1]['claims'] == ''
     assert [r['claims'] for r in rows[:2]] == [none.strip(), valid.strip()]
     assert rows[0]['p_fake'] == rows[1]['p_fake']  # a claim changes no verdict
-    for wrong in ((*anchors,), ('--claims', '--anchors', tmp_path/'d.jpg'),
-                  ('--claims', '--anchors', tmp_path/'none.pem')):
+    broken = authority.root[:60] + authority.root[90:]
+    (tmp_path/'broken.pem').write_bytes(broken)
+    (tmp_path/'beside.pem').write_bytes(authority.root + broken)
+    (tmp_path/'cut.pem').write_bytes(authority.root + authority.root[:-30])
+    (tmp_path/'no key.pem').write_bytes(authority.root[:60] + authority.root[-27:])
+    for wrong in ((*anchors,), *(('--claims', '--anchors', tmp_path/n) for n in (
+            'd.jpg', 'none.pem', 'broken.pem', 'beside.pem', 'cut.pem', 'no key.pem'))):
         code, out, err = cli('predict', tmp_path/'a plain.jpg', *wrong)
         assert code == 2 and not out and err.count('\n') == 1
