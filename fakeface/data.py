@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLASS_WORDS', 'SPLIT_WORDS', 'PLAIN_WORDS', 'MASKS', 'DOUBT_WORDS', 'TABLES', 'FILES', 'NOT_UTF8', 'STANDARD_SUM',
-           'MANIFEST', 'REASONS', 'KAGGLE_SET', 'name_words', 'FolderWords', 'only', 'folder_words', 'folder_tree',
-           'identity', 'subfolders', 'leads_back', 'ClassFolder', 'holds_both', 'classes_in', 'splits_below',
-           'check_splits', 'class_rows', 'read_folders', 'two_readings', 'folders_text', 'checked_root',
+           'MANIFEST', 'REASONS', 'KAGGLE_SET', 'name_words', 'FolderWords', 'same_name', 'only', 'folder_words',
+           'folder_tree', 'identity', 'subfolders', 'leads_back', 'ClassFolder', 'holds_both', 'classes_in',
+           'splits_below', 'check_splits', 'class_rows', 'read_folders', 'two_readings', 'folders_text', 'checked_root',
            'checked_classes', 'class_folders', 'source_name', 'set_names', 'described', 'class_images', 'check_alone',
            'alone_text', 'check_full', 'outside_text', 'list_images', 'check_both', 'join_roots', 'shuffled',
            'fill_splits', 'without', 'jpeg_quality', 'dhash', 'bits_apart', 'inspect_image', 'take_images', 'in_turn',
@@ -18,6 +18,7 @@ import os, re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,9 @@ class FolderWords(NamedTuple):
     label: str   # 'fake', 'real' or ''
     plain: bool  # it says its class and nothing else
 
+def same_name(name):  # the same for two spellings of one name of a folder
+    return normalize('NFC', name).casefold()
+
 def only(values):  # the one value there is, or ''
     return values.pop() if len(values) == 1 else ''
 
@@ -72,8 +76,8 @@ def folder_words(
     found = name_words(name)
     split = only({SPLIT_WORDS[w] for w in found if w in SPLIT_WORDS})
     if classes:
-        named = dict(zip((c.casefold() for c in classes), ('real', 'fake')))
-        label = named.get(name.casefold(), '')
+        named = dict(zip(map(same_name, classes), ('real', 'fake')))
+        label = named.get(same_name(name), '')
         return FolderWords('' if label else split, label, bool(label))
     label = only({CLASS_WORDS[w] for w in found if w in CLASS_WORDS})
     if DOUBT_WORDS & set(found): label = ''
@@ -249,7 +253,7 @@ def checked_classes(
 ) -> list:
     "Names of the two class folders, or none. Raises `FaceError` for anything else."
     names = [str(c).strip('/') for c in classes or ()]
-    if names and (len({n.casefold() for n in names}) != 2 or len(names) != 2 or not all(names)
+    if names and (len({*map(same_name, names)}) != 2 or len(names) != 2 or not all(names)
                   or any('/' in n for n in names)):
         raise FaceError('classes: name two different folders, that of the real and that of the '
                         f'fake images, as real fake; not {" ".join(names)}')

@@ -125,6 +125,10 @@ def test_classes_of_other_names_are_named(tmp_path):
     with pytest.raises(FaceError, match='no class folders 0/ and 2/.*folders seen: test/, train/'):
         list_images(root, classes=['0', '2'])
 
+def test_one_name_in_two_spellings_is_one(tmp_path):
+    root = lay(tmp_path/'set', 're\u0301el faux')  # e and an accent, as macOS writes it
+    assert sizes(list_images(root, classes=['r\xe9el', 'faux'])) == {('', 'real'): 1, ('', 'fake'): 1}
+
 def test_what_is_passed_over_is_counted(tmp_path):
     root = lay(lay(tmp_path/'set', 'fake real thumbs/small .'), 'real thumbs', 'labels.csv')
     (root/'real'/'empty.jpg').symlink_to('nowhere.jpg')
