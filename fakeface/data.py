@@ -389,6 +389,10 @@ def check_full(
     there = set(zip(files.set, files.split, files.label))
     for r in rows:
         if (names[r.home][0], r.split, r.label) not in there:
+            for q in rows:
+                if q.folder != r.folder and identity(q.folder) == identity(r.folder):
+                    raise FaceError(f'{r.folder}: the same folder as {q.folder}; '
+                                    'remove the link')
             others = ', '.join(f'{n} {k}' for k, n in passed.items())
             raise FaceError(f'{r.folder}: no images in this folder'
                             + (f'; passed over {others}' if others else ''))

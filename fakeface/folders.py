@@ -227,7 +227,8 @@ def robustness_folder(
                  for p in models.values())
     small = sum(seen[p][1] < needed for p in judged.path)
     if unneeded := len(good) - len(judged):
-        judged.attrs['passed'] = files.attrs['passed'] | {'not among the images asked for': unneeded}
+        judged.attrs['passed'] = (files.attrs['passed']
+                                  | {'not among the images asked for': unneeded})
     return result | dict(unreadable=len(bad), bad=bad, small=small,
                          taken=judged_text(judged, bad, small, needed))
 

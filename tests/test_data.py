@@ -129,6 +129,11 @@ def test_one_name_in_two_spellings_is_one(tmp_path):
     root = lay(tmp_path/'set', 're\u0301el faux')  # e and an accent, as macOS writes it
     assert sizes(list_images(root, classes=['r\xe9el', 'faux'])) == {('', 'real'): 1, ('', 'fake'): 1}
 
+@pytest.mark.parametrize('link, to', [('train/fake', 'real'), ('test', 'train')])
+def test_two_names_of_one_folder_are_told(tmp_path, link, to):
+    (lay(tmp_path/'set', 'train/real')/link).symlink_to(to)
+    with pytest.raises(FaceError, match='the same folder as '): list_images(tmp_path/'set', both=False)
+
 def test_what_is_passed_over_is_counted(tmp_path):
     root = lay(lay(tmp_path/'set', 'fake real thumbs/small .'), 'real thumbs', 'labels.csv')
     (root/'real'/'empty.jpg').symlink_to('nowhere.jpg')
