@@ -6,9 +6,9 @@
 __all__ = ['COMMANDS', 'DATA', 'CLASS_NAMES', 'SPLIT', 'WEIGHTS', 'DEVICE', 'PROFILES', 'PREDICT', 'EVALUATE', 'EXAMPLES',
            'READERS_OF_IMAGES', 'command', 'argument', 'cmd_run', 'class_settings', 'finish', 'shown_path',
            'cmd_predict', 'check_heatmaps', 'bracketed', 'print_summary', 'own_device', 'is_device', 'is_parquet',
-           'table_path', 'verdict_line', 'claims_of', 'claims_said', 'claims_teller', 'verdicts_shown', 'cmd_evaluate',
-           'full_report', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch', 'cmd_app',
-           'parser', 'quiet_libraries', 'main']
+           'table_path', 'verdict_line', 'claims_of', 'claims_said', 'claims_teller', 'verdicts_shown', 'print_bad',
+           'cmd_evaluate', 'full_report', 'cmd_robustness', 'cmd_compare', 'cmd_audit', 'print_sources', 'cmd_fetch',
+           'cmd_app', 'parser', 'quiet_libraries', 'main']
 
 # %% ../nbs/lib/15_cli.ipynb #da066bc5
 import argparse, json, logging, os, socket, subprocess, sys, tempfile, time, warnings
@@ -330,6 +330,16 @@ EVALUATE = (
                   'examine all images instead of 100 and 16; may be repeated'),
     WEIGHTS, DEVICE)
 
+# %% ../nbs/lib/15_cli.ipynb #f47a64fb
+def print_bad(
+    bad: dict, # path -> reason
+    most=10    # lines
+):
+    "On standard error, why images could not be judged."
+    for path, why in list(bad.items())[:most]:
+        print(printable(f'passed over: {path}: {why}'), file=sys.stderr)
+    if len(bad) > most: print(f'passed over: {len(bad) - most} more', file=sys.stderr)
+
 # %% ../nbs/lib/15_cli.ipynb #ad0d5a44
 @command(*EVALUATE, epilog='''example:
   fakeface evaluate --data faces/ --split test --corrupt scale:0.5+jpeg:75 --out runs/mine
@@ -354,6 +364,7 @@ def cmd_evaluate(a):
           f'unreadable; threshold {result["threshold"]:.3f}; calibration error '
           f'{calibration_text(result)}')
     if result['source'] == 'standin': print(STANDIN)
+    print_bad(result['bad'])
     print(result['taken'])
     if a.out: print(f'report: {shown_path(Path(a.out)/"report.html")}')
 
@@ -407,7 +418,9 @@ def cmd_robustness(a):
                                a.out, a.split, images=a.images, classes=a.classes,
                                device=a.device)
     print(beside_table(result).to_string(index=False))
-    print(f'{result["n"]} images, {result["unreadable"]} unreadable\nreport: '
+    print(f'{result["n"]} images, {result["unreadable"]} unreadable')
+    print_bad(result['bad'])
+    print(f'{result["taken"]}\nreport: '
           f'{shown_path(Path(a.out)/"report.html")}')
 
 # %% ../nbs/lib/15_cli.ipynb #1fb57e93

@@ -76,7 +76,10 @@ SIGNS = {
                 rb'|PK\x03\x04.{26}(\[Content|mimetype|_rels|docProps|word/|xl/|ppt/)',
     'ZIP archive': rb'PK(\x03\x04|\x05\x06)',
     'JPEG 2000': rb'\0\0\0\x0cjP  |\xff\x4f\xff\x51', 'JPEG XL': rb'\0\0\0\x0cJXL |\xff\x0a',
-    'Photoshop document': rb'8BPS'}
+    'Photoshop document': rb'8BPS', 'DDS': rb'DDS \x7c\0\0\0',
+    'PPM': rb'P[1-7][ \t\r\n]+[#0-9W]', 'PCX': rb'\n[\0-\x05][\0\x01][\x01\x02\x04\x08]',
+    'ICO': rb'\0\0[\x01\x02]\0[^\0]\0',
+    'TGA': rb'.(\0[\x02\x03\x0a\x0b]|\x01[\x01\x09])\0\0.{11}[\x08\x0f\x10\x18\x20][\0-\x3f]'}
 SIGNS = {kind: re.compile(sign, re.DOTALL) for kind, sign in SIGNS.items()}
 
 # %% ../nbs/lib/03_images.ipynb #183044ac
@@ -216,7 +219,7 @@ def eight_bits(
     if im.mode == 'F': raise NotImplementedError('floating-point pixels')
     pixels = np.asarray(im)
     if pixels.min() < 0 or pixels.max() > 65535: raise NotImplementedError('32 bits')
-    shift = 0 if im.mode == 'I' and pixels.max() < 256 else 8
+    shift = 8 * (pixels.max() > 255)  # there are files of 8 bits that are stored in 16
     return Image.fromarray((pixels >> shift).astype(np.uint8))
 
 # %% ../nbs/lib/03_images.ipynb #f032b0c1
@@ -292,7 +295,8 @@ def passed_text(
     "What was passed over, in words; '' for nothing."
     n = passed.total()
     kinds = ', '.join(f'{k} {kind}' for kind, k in passed.most_common())
-    return f'{n} other file{"s" * (n > 1)} passed over: {kinds}' if n else ''
+    told = '' if set(passed) == {'other'} else f': {kinds}'
+    return f'{n} other file{"s" * (n > 1)} passed over{told}' if n else ''
 
 # %% ../nbs/lib/03_images.ipynb #c34f6758
 def leads_away(
@@ -333,7 +337,8 @@ def walk_images(
         if is_dir(e):
             if not e.is_symlink() or leads_away(e.path, root):
                 yield from walk_images(e.path, passed, root, seen)
-        elif not os.path.isfile(e.path): passed['broken link'] += e.is_symlink()
+        elif not os.path.isfile(e.path):
+            passed['not a file' if os.path.exists(e.path) else 'broken link'] += 1
         elif is_wanted(e.name, partial(file_head, e.path), passed): yield Path(e.path)
 
 # %% ../nbs/lib/03_images.ipynb #21ebd086
@@ -427,6 +432,7 @@ def zip_entry(
     if entry.compress_type not in METHODS:
         raise ImageError(name, 'compressed in a way that is not read; ZIP it with the usual method '
                          '(deflate)')
+    if entry.flag_bits & 1: raise ImageError(name, 'encrypted; unpack it first')
     if entry.file_size > MAX_BYTES:
         raise ImageError(name, f'file is larger than {MAX_BYTES / 2**20:.0f} MB')
     try:

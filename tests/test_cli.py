@@ -283,7 +283,9 @@ def test_robustness_of_two_checkpoints(world, tmp_path, capsys):
     shutil.copytree(world/'faces', tmp_path/'faces'); (tmp_path/'faces'/'test'/'real'/'00000.jpg').write_bytes(b'no image')
     assert main(['robustness', '--data', str(tmp_path/'faces'), '--split', 'test', '--corruptions', 'jpeg:90 jpeg:30 crop:0.1 jpeg:75+crop:0.02+jpeg:85', '--device', 'cpu', '--out', str(tmp_path/'out'),
                  f'plain={world/"good.safetensors"}', f'doubting={world/"doubt.safetensors"}']) == 0
-    said = capsys.readouterr().out
+    said, err = capsys.readouterr()
+    assert 'passed over: test/real/00000.jpg: not an image' in err
+    assert 'took 11 images: 6 fake, 5 real in test; passed over ' in said and ', 1 unreadable' in said
     assert '11 images, 1 unreadable' in said and 'plain' in said and 'jpeg:75+crop:0.02+jpeg:85' in said
     page = (tmp_path/'out'/'report.html').read_text()
     assert page.count('data:image/png;base64,') == 3 and 'doubting' in page and 'another verdict' in page

@@ -58,6 +58,15 @@ LAYOUTS = {  # folders: classes taken in each split ('': none), F: a fake image,
     'real fake cropped/real': 'fake/ and cropped/real/',
     'train/0 train/1': 'folders seen: train/, train/0/, train/1/; --classes REAL FAKE',
     'images': 'folders seen: images/',
+    'real/train real/test real/misc fake/train fake/test':
+        'fake/test/, fake/train/, real/test/, real/train/ are splits in a class folder, but '
+        'real/misc/ are in none',
+    'real/train real/test fake': 'real/test/, real/train/ are splits in a class folder, but fake/',
+    'real/coco/train fake/sd3/train': 'fake/sd3/train/, real/coco/train/ are splits in a class',
+    'real fake/flux-dev fake/sd3': {'': 'FFR'},
+    'real/train real/masks fake/train fake/test real/test': {'train': 'FR', 'test': 'FR'},
+    **{f'{a} {b}': f'--classes {b} {a}' for a, b in (
+        ('with_ai', 'without_ai'), ('ai', 'AI-free'), ('ai', 'never_ai'), ('edited', 'un-edited'))},
     'real_vs_fake not_real': 'folders seen: not_real/, real_vs_fake/',
     ' '.join(f'person {i:02}'.replace(' ', '') for i in range(30)): 'person07/ and 22 more',
     'line\nbreak': r'line\nbreak/',
@@ -88,6 +97,9 @@ SOURCES = {  # folders: sources of fakes and their generators
     'test/gan/car/0_real test/gan/car/1_fake test/sdxl/1_fake test/sdxl/0_real':
         {'set/gan': 'gan', 'set/sdxl': 'sdxl'},
     'Fake_GAN Fake_SD Real': {'set/Fake_GAN': 'Fake_GAN', 'set/Fake_SD': 'Fake_SD'},
+    'progan/car/0_real progan/car/1_fake progan/cat/0_real progan/cat/1_fake '
+    'stylegan/cat/0_real stylegan/cat/1_fake':
+        {'progan/car': 'progan', 'progan/cat': 'progan', 'stylegan/cat': 'stylegan'},
     'fake deepfake real': {'set/fake': '', 'set/deepfake': ''},
     'Midjourney/imagenet_mj/train/ai Midjourney/imagenet_mj/train/nature '
     'sd14/imagenet_ai_sd/train/ai sd14/imagenet_ai_sd/val/nature':
@@ -113,6 +125,15 @@ def test_classes_of_other_names_are_named(tmp_path):
     with pytest.raises(FaceError, match='no class folders 0/ and 2/.*folders seen: test/, train/'):
         list_images(root, classes=['0', '2'])
 
+def test_one_name_in_two_spellings_is_one(tmp_path):
+    root = lay(tmp_path/'set', 're\u0301el faux')  # e and an accent, as macOS writes it
+    assert sizes(list_images(root, classes=['r\xe9el', 'faux'])) == {('', 'real'): 1, ('', 'fake'): 1}
+
+@pytest.mark.parametrize('link, to', [('train/fake', 'real'), ('test', 'train')])
+def test_two_names_of_one_folder_are_told(tmp_path, link, to):
+    (lay(tmp_path/'set', 'train/real')/link).symlink_to(to)
+    with pytest.raises(FaceError, match='the same folder as '): list_images(tmp_path/'set', both=False)
+
 def test_what_is_passed_over_is_counted(tmp_path):
     root = lay(lay(tmp_path/'set', 'fake real thumbs/small .'), 'real thumbs', 'labels.csv')
     (root/'real'/'empty.jpg').symlink_to('nowhere.jpg')
@@ -121,6 +142,13 @@ def test_what_is_passed_over_is_counted(tmp_path):
     assert found.attrs['passed'] == {'other': 2, 'broken link': 1, outside: 2}
     assert taken_text(found, found.attrs['passed']) == (
         f'took 2 images: 1 fake, 1 real; passed over 5: 2 other files, 2 {outside}, 1 broken link')
+
+def test_names_that_are_not_utf_8_are_passed_over(tmp_path):
+    root = lay(tmp_path/'caf\udce9', 'fake real real/\udce9')
+    lay(root, 'fake', '\udce9.jpg')
+    found = list_images(root)
+    assert found.attrs['passed'] == {'with a name that is not UTF-8': 2} and len(found) == 2
+    assert found.set.tolist() == ['caf\\udce9'] * 2
 
 def test_a_table_of_labels_is_told(tmp_path):
     (lay(tmp_path/'set', 'images')/'train.csv').write_text('file,label')
@@ -166,7 +194,7 @@ def test_layout_with_splits(drawn):
 def test_folder_without_splits(drawn, tmp_path):
     shutil.copytree(drawn/'train'/'real', tmp_path/'own'/'real')
     for s in ('valid', 'test'):  # fakes of other scenes: those of the same are near-copies
-        shutil.copytree(drawn/s/'fake', tmp_path/'own'/'fake'/s)
+        shutil.copytree(drawn/s/'fake', tmp_path/'own'/'fake'/f'scenes-{s}')
     manifest, passed = sample(tmp_path/'own', ALL)
     right = {(s, c): n for s, n in dict(train=10, valid=1, test=1).items() for c in CLASSES}
     assert sizes(manifest) == right and passed.empty

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn import metrics as sk
 
 from fakeface.core import FaceError, load_json, wilson
@@ -14,7 +15,7 @@ from fakeface.detector import Detector
 from fakeface.evaluate import (cluster_rows, clusters, compare, compare_errors, errors, evaluate,
                                group_claims, grouped, holm, mcnemar, metrics_table, plot_confusion,
                                plot_curves, plot_errors, plot_reliability, ranking, slices)
-from fakeface.folders import evaluate_folder, predict_folder
+from fakeface.folders import evaluate_folder, predict_folder, robustness_folder
 from fakeface.metrics import ece, ece_if_perfect
 from fakeface.model import build_model, metadata
 from fakeface.report import answer
@@ -257,6 +258,17 @@ def test_a_folder_without_splits_with_one_bad_file(detector, faces):
     bad.write_bytes(bad.read_bytes()[:500])
     result = evaluate_folder(detector, faces/'valid', bootstrap=50, progress=False)
     assert (result['n'], result['n_real'], result['unreadable']) == (11, 5, 1)
+    assert list(result['bad'].items()) == [(f'real/{bad.name}',
+                                            'damaged image (the file ends too early)')]
+
+@pytest.mark.parametrize('n, told', [(0, 'nothing'), (1, '1 image is smaller than the 64 x 64 pix'),
+                                     (3, '3 images are smaller than the 64 x 64 pixels that a')])
+def test_small_images_are_judged_and_told(checkpoint, detector, faces, tmp_path, n, told):
+    for p in sorted((faces/'valid'/'real').iterdir())[:n]: Image.new('RGB', (32, 90)).save(p)
+    found = evaluate_folder(detector, faces/'valid', bootstrap=9, progress=False, corruption='blur:1')
+    assert (found['n'], found['small']) == (12, n) and told in found['taken']
+    curves = robustness_folder({'a': checkpoint}, faces/'valid', ['jpeg:75'], tmp_path, bootstrap=9)
+    assert (curves['small'], curves['taken']) == (n, found['taken'])
 
 def test_the_report_of_a_folder(detector, drawn, tmp_path):
     """Of a function from elsewhere nothing is seen inside, and what an earlier evaluation left is
