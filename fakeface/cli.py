@@ -109,7 +109,8 @@ def finish(run_dir):  # execute what is not complete yet, and say what came of i
 
 # %% ../nbs/lib/15_cli.ipynb #d890c9fa
 def shown_path(path):  # relative where that is shorter to read
-    return os.path.relpath(path) if Path(path).resolve().is_relative_to(Path.cwd()) else str(path)
+    near = Path(path).resolve().is_relative_to(Path.cwd())
+    return printable(os.path.relpath(path) if near else path)
 
 # %% ../nbs/lib/15_cli.ipynb #849ada8d
 PREDICT = (

@@ -312,7 +312,11 @@ def class_images(
         if (folder := p.parent) not in about:
             about[folder] = folder.relative_to(root).as_posix(), described(folder, row, *names)
         inside, facts = about[folder]
-        if facts: yield f'{inside}/{p.name}', *facts
+        path = f'{inside}/{p.name}'
+        # pandas cannot hold the bytes, and a table with the rest cannot be read again
+        if re.search('[\x00-\x1f\x7f-\x9f\ud800-\udfff]', path):
+            passed['named with control characters or not in UTF-8'] += 1
+        elif facts: yield path, *facts
         else: passed['masks'] += 1
 
 # %% ../nbs/01_data.ipynb #7e73a1bb
