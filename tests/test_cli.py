@@ -49,7 +49,7 @@ MORE = [  # made in this process, to save time
     ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'], ['predict', '{d}/' + 'x' * 300],
     *(['predict', '{d}/photo.jpg', '--weights', f'{{d}}/{n}'] for n in
       ('none.safetensors', 'pickle.pth', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
-    *(['predict', '{d}/photo.jpg', '--weights', '{d}/good.safetensors', '--device', n] for n in ('gpu', 'meta')),
+    *(['predict', '{d}/photo.jpg', *WITH, '--device', n] for n in ('gpu', 'meta')),
     *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv', 'x.csv.gz', 'x.zip')),
     ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
     *(['evaluate', '--data', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['compare', '{d}/empty', '{d}/none'],
