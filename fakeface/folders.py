@@ -244,7 +244,7 @@ def compare_runs(
     table = pd.DataFrame({'accuracy': [f'{100 * v:.1f} %' for v in c['accuracy']],
                           'AUC': [f'{v:.4f}' for v in c['auc']],
                           'only this one right': [c['mcnemar'][k] for k in ('only_a', 'only_b')]},
-                         index=[str(a), str(b)])
+                         index=[printable(a), printable(b)])
     d, p = c['auc_difference'], c['mcnemar']['p']
     shown = 'the accuracies differ.' if p < .05 else 'no difference of accuracy is shown.'
     return table, (f'{c["n"]} images judged by both. McNemar: p = {p:.2g}, {shown} AUC differs by '

@@ -370,8 +370,9 @@ def walk(self: Images):
             raise FaceError(f'{p}: {(getattr(e, "strerror", None) or str(e)).lower()}') from None
         n = 0
         for n, q in enumerate(walk_images(p, passed) if p.is_dir() else [p], 1):
-            if seen is None or q not in seen: yield q
-            if seen is not None: seen.add(q)
+            own = seen is not None and os.path.realpath(q)  # whatever path or link leads to it
+            if not own or own not in seen: yield q
+            if own: seen.add(own)
         if not n:
             raise FaceError('; '.join(filter(None, (f'{p}: no images in this folder',
                                                     passed_text(passed)))))

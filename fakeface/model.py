@@ -157,7 +157,7 @@ def pick_device(
     if name == 'auto':
         return (torch.accelerator.current_accelerator()
                 if torch.accelerator.is_available() else torch.device('cpu'))
-    try: torch.empty(0, device=name)
+    try: torch.empty(0, device=name).cpu()  # 'meta' holds nothing
     except (RuntimeError, AssertionError):
         raise FaceError(
             f'device {name!r} is not available here, or none at all; use auto or cpu') from None

@@ -4,12 +4,15 @@ import csv, json, os, pickle, shutil, socket, subprocess, sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from conftest import COMMAND
 from fakeface.cli import main, parser
 from fakeface.core import FaceError
+from fakeface.images import open_image
 from fakeface.detector import COLUMNS, PHRASES, Detector, tally
 from fakeface.model import load_checkpoint, save_checkpoint
 from fakeface.folders import evaluate_folder
@@ -46,8 +49,8 @@ MORE = [  # made in this process, to save time
     ['predict', '{d}/notes'], ['predict', '{d}/a\nb.jpg'], ['predict', '{d}/' + 'x' * 300],
     *(['predict', '{d}/photo.jpg', '--weights', f'{{d}}/{n}'] for n in
       ('none.safetensors', 'pickle.pth', 'pickle.safetensors', 'cut.safetensors', 'empty', 'photo.jpg')),
-    ['predict', '{d}/photo.jpg', '--weights', '{d}/good.safetensors', '--device', 'gpu'],
-    *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv')),
+    *(['predict', '{d}/photo.jpg', *WITH, '--device', n] for n in ('gpu', 'meta')),
+    *(['predict', '{d}/photo.jpg', *WITH, '--csv', f'{{d}}/{n}'] for n in ('empty', 'photo.jpg/x.csv', 'x.csv.gz', 'x.zip')),
     ['predict', '{d}/photo.jpg', *WITH, '--heatmaps', '{d}/photo.jpg'],
     *(['evaluate', '--data', f'{{d}}/{n}', *WITH] for n in ('none', 'empty', 'notes', 'photo.jpg')), ['compare', '{d}/empty', '{d}/none'],
     ['evaluate', '--data', '{d}/unsplit', *WITH, '--split', 'test'], ['evaluate', '--data', '{d}/one', *WITH, '--out', '{d}/photo.jpg'],
@@ -144,6 +147,51 @@ def test_a_port_that_is_taken(cli):
         s.bind(('127.0.0.1', 0)); s.listen(); port = s.getsockname()[1]
         code, out, err = cli('app', '--port', str(port), '--host', '127.0.0.1')
     assert code == 2 and err == f'fakeface: 127.0.0.1, port {port}: address already in use; try --port {port + 1}\n'
+
+@pytest.mark.parametrize('host, why', [('a.invalid', '; name another --host'), ('x' * 70, '')])
+def test_a_host_that_is_none(host, why, capsys):
+    assert main(['app', '--host', host]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f'fakeface: {host}, port 8501: ') and why in err and '--port' not in err
+
+def test_the_app_listens_where_it_is_told(monkeypatch):
+    if not socket.has_ipv6: pytest.skip('no IPv6 here')
+    monkeypatch.setattr(subprocess, 'call', lambda command: command)
+    with socket.socket(socket.AF_INET6) as s:
+        try: s.bind(('::1', 0))
+        except OSError as e: pytest.skip(f'no IPv6 here: {e}')
+        port = s.getsockname()[1]
+    assert main(['app', '--host', '::1', '--port', str(port)])[-1] == '::1'
+
+@pytest.mark.parametrize('stream', ['>&-', '2>&-'])
+def test_an_output_that_is_closed(world, tmp_path, stream):
+    "No traceback; and what libraries write does not land in the table that is opened instead."
+    command = f'"{COMMAND}" predict "{world}/photo.jpg" --weights "{world}/good.safetensors"'
+    done = subprocess.run(f'{command} --csv t.csv {stream}', shell=True, cwd=tmp_path, text=True,
+                          capture_output=True)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr + done.stdout
+    assert len(list(csv.reader((tmp_path/'t.csv').open(newline='')))) == 2
+
+@pytest.mark.parametrize('given', [dict(RANK='x'), dict(WORLD_SIZE='0'), dict(RANK='1'),
+                                   dict(RANK='-1', WORLD_SIZE='2')], ids=str)
+def test_a_share_that_is_none(given, world, monkeypatch, capsys):
+    for k, v in given.items(): monkeypatch.setenv(k, v)
+    assert main(['predict', str(world/'photo.jpg'), '--csv', 'x.csv']) == 2
+    assert 'no process of torchrun; unset both' in capsys.readouterr().err
+
+@pytest.mark.parametrize('wrong', [None, 3, np.zeros((200, 200, 3), np.uint8), torch.zeros(3, 9, 9),
+                                   np.zeros((200, 200), np.uint8), np.zeros((3, 200, 200)),
+                                   np.zeros((2, 3, 9, 9), np.uint8), torch.tensor(1)],
+                         ids=lambda v: f'{type(v).__name__} {getattr(v, "shape", "")}')
+def test_what_is_no_image_is_told(wrong, checkpoint):
+    for given in ([wrong], wrong):
+        with pytest.raises(FaceError, match='is no image.*give a path, bytes'):
+            Detector.load(checkpoint, 'cpu').predict(given)
+
+def test_a_tensor_is_judged_as_its_file(world, checkpoint):
+    detector, photo = Detector.load(checkpoint, 'cpu'), world/'photo.jpg'
+    pixels = torch.from_numpy(open_image(photo))
+    assert detector.predict(pixels)[0].p_fake == detector.predict(photo)[0].p_fake
 
 def test_faces_are_counted_where_they_are_not_one_an_image():
     names = {k: k or 'not judged' for k in PHRASES}

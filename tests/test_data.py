@@ -147,7 +147,7 @@ def test_names_that_are_not_utf_8_are_passed_over(tmp_path):
     root = lay(tmp_path/'caf\udce9', 'fake real real/\udce9')
     lay(root, 'fake', '\udce9.jpg')
     found = list_images(root)
-    assert found.attrs['passed'] == {'with a name that is not UTF-8': 2} and len(found) == 2
+    assert found.attrs['passed'] == {'named with control characters or not in UTF-8': 2} and len(found) == 2
     assert found.set.tolist() == ['caf\\udce9'] * 2
 
 def test_a_table_of_labels_is_told(tmp_path):
@@ -416,3 +416,11 @@ def test_two_data_sets_of_one_name_are_told(sourced, tmp_path):
     twin = shutil.copytree(sourced, tmp_path/'elsewhere'/'sourced')
     with pytest.raises(FaceError, match='two data sets are called sourced; rename one'): join_roots([sourced, twin], tmp_path/'links')
     assert not (tmp_path/'links').exists()
+
+def test_names_that_no_table_holds_are_passed_over(faces):
+    photo = (faces/'test'/'real'/'00000.jpg').read_bytes()
+    for name in (b'esc\x1b.jpg', b'cr\r.jpg', b'latin-\xe9.jpg', b'fine \xc3\xa9.jpg'):
+        with open(os.path.join(os.fsencode(faces/'test'/'real'), name), 'wb') as f: f.write(photo)
+    found = list_images(faces)
+    assert found.attrs['passed']['named with control characters or not in UTF-8'] == 3
+    assert found.path.str.endswith('fine é.jpg').sum() == 1

@@ -130,3 +130,61 @@ def test_what_is_slow_to_import_stays_away(many, checkpoint):
     code = 'import sys\nfrom fakeface.cli import main\nassert main(sys.argv[1:]) == 0\nprint(*(m for m in "matplotlib pandas sklearn seaborn streamlit papermill scipy.stats pyarrow".split() if m in sys.modules), sep=",")'
     done = subprocess.run([sys.executable, '-c', code, 'predict', many/'0'/'000.jpg', '--weights', checkpoint], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == '', done
+
+@pytest.mark.parametrize('text', ['my only notes', 'x' * 200_000, 'x' * 200_000 + '\n', 'path,faces'],
+                         ids=['notes', 'long', 'long line', 'like a header'])
+def test_what_is_no_table_is_left_as_it_is(drawn, checkpoint, tmp_path, capsys, text):
+    (out := tmp_path/'notes.csv').write_text(text)
+    assert main(args(sorted(drawn.rglob('*.jpg'))[0], checkpoint, out)) == 2
+    assert 'something else than verdicts' in capsys.readouterr().err and out.read_text() == text
+
+@pytest.mark.parametrize('text', ['', 'path,fa', '\ufeffpath,face,p_fake', ','.join(COLUMNS) + '\r'])
+def test_a_header_that_was_cut_off_is_written_anew(drawn, checkpoint, tmp_path, text):
+    (out := tmp_path/'t.csv').write_bytes(text.encode())
+    photo = sorted(drawn.rglob('*.jpg'))[0]
+    assert main(args(photo, checkpoint, out)) == 0
+    assert [r[0] for r in rows(out)] == ['path', str(photo)]
+
+@pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'], ids=['', 'Excel'])
+def test_a_table_with_odd_names_is_continued(drawn, checkpoint, tmp_path, capsys, mark):
+    "A name may hold line ends and control characters; Excel puts its mark before the header."
+    (odd := tmp_path/'in').mkdir()
+    for name in ('a.jpg', 'b\rc.jpg', 'd\ne.jpg', 'f\x1b[2J.jpg', 'g.jpg'):
+        os.link(sorted(drawn.rglob('*.jpg'))[0], odd/name)
+    out = tmp_path/'t.csv'
+    assert main(args(odd, checkpoint, out)) == 0
+    before, data = rows(out), out.read_bytes()
+    assert [Path(r[0]).name for r in before[1:]] == ['a.jpg', 'b\rc.jpg', 'd\ne.jpg',
+                                                     r'f\x1b[2J.jpg', 'g.jpg']
+    out.write_bytes(mark + data)
+    capsys.readouterr()
+    assert main(args(odd, checkpoint, out)) == 0
+    assert '4 images stood in' in capsys.readouterr().err
+    with open(out, encoding='utf-8-sig', newline='') as f: assert same(list(csv.reader(f)), before)
+
+def test_names_in_parquet_are_text(drawn, checkpoint, tmp_path, monkeypatch, capsys):
+    parquet = pytest.importorskip('pyarrow.parquet', reason='pyarrow is not installed')
+    monkeypatch.chdir(tmp_path)
+    for name in ('001', '1e5', 'NA'): os.link(sorted(drawn.rglob('*.jpg'))[0], name)
+    command = ['predict', '001', '1e5', 'NA', '--whole', '--weights', str(checkpoint),
+               '--csv', 'out.parquet']
+    assert main(command) == 0
+    found, data = parquet.read_table('out.parquet').to_pylist(), Path('out.parquet').read_bytes()
+    assert [r['path'] for r in found] == ['001', '1e5', 'NA']
+    assert all(r['face'] == 0 and 0 <= r['p_fake'] <= 1 and r['error'] == '' for r in found)
+    capsys.readouterr()
+    assert main(command) == 2 and Path('out.parquet').read_bytes() == data
+    assert 'out.parquet: is there already' in capsys.readouterr().err
+
+def test_names_do_no_harm_in_a_page():
+    odd = Verdict('\x1b[2J\u202egpj\udce9.jpg', .5, 'fake', note='\u2066', thumbnail=b'x')
+    page = Verdicts([odd]).page('\x07')
+    assert page.encode() and r'\x1b[2J\u202egpj\udce9.jpg' in page
+    assert not set('\x1b\u202e\u2066\x07') & set(page)
+
+@pytest.mark.parametrize('other', ['a.jpg', 'link.jpg'])
+def test_one_file_by_two_paths_is_judged_once(drawn, tmp_path, monkeypatch, other):
+    monkeypatch.chdir(tmp_path)
+    os.link(sorted(drawn.rglob('*.jpg'))[0], 'a.jpg')
+    os.symlink('a.jpg', 'link.jpg')
+    assert list(Images([tmp_path/'a.jpg', other])) == [tmp_path/'a.jpg']
