@@ -357,7 +357,7 @@ def test_a_locked_zip_entry_is_an_error(app):
     for mark, at in ((b'PK\x03\x04', 6), (b'PK\x01\x02', 8)):
         data[data.index(mark) + at] |= 1  # says it is encrypted
     upload(app, ('x.zip', bytes(data)))
-    assert cards(app) == [(PHRASES[''], 'x.zip/a.jpg')] and 'cannot be taken out' in lines(app)[1]
+    assert cards(app) == [(PHRASES[''], 'x.zip/a.jpg')] and 'unpack it first' in lines(app)[1]
 
 def test_hostile_names_stay_text(app):
     kinds = ('markdown caption title header subheader error warning info success').split()

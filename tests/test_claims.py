@@ -416,6 +416,7 @@ def test_disagreement():
                          ('generated', 'uncertain'), ('generated', '')):
         assert disagreement(said(origin), word) == ''
 
+@pytest.mark.slow
 def test_beside_the_verdict(authority, cli, tmp_path):
     from matplotlib.cbook import get_sample_data
     photo = open(get_sample_data('grace_hopper.jpg', asfileobj=False), 'rb').read()
