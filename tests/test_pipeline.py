@@ -80,8 +80,8 @@ def runs(drawn, checkpoint, tmp_path_factory):
     from its training on without being killed."""
     home, before, killed = tmp_path_factory.mktemp('home'), sources(), threading.Event()
     shutil.copytree(drawn/'train'/'real', home/'holiday'/'real')
-    for s in ('valid', 'test'):  # of other scenes: those of the same would be near-copies
-        shutil.copytree(drawn/s/'fake', home/'holiday'/'fake'/s)
+    for s, made_by in (('valid', 'gan'), ('test', 'diffusion')):  # the same scenes: near-copies
+        shutil.copytree(drawn/s/'fake', home/'holiday'/'fake'/made_by)
     (home/'holiday'/'real'/'broken.jpg').write_bytes(b'\xff\xd8\xff')
     def own():
         r = Run(home/'own', '--data', home/'holiday')
@@ -260,7 +260,7 @@ def test_a_folder_of_ones_own(runs):
     assert code == 0, err
     manifest, page = pd.read_csv(d/'manifest.csv'), (d/'report.html').read_text()
     assert set(manifest.split) == {'train', 'valid', 'test'}  # folders below a class are sources
-    assert set(manifest.source) == {'holiday', 'holiday/valid', 'holiday/test'}
+    assert set(manifest.source) == {'holiday', 'holiday/gan', 'holiday/diffusion'}
     assert pd.read_csv(d/'passed.csv').path.tolist() == ['real/broken.jpg'] and 'broken.jpg' in page
     assert 'holiday' in page and 'stand-in' not in page.split('<h2')[0] + said
 
