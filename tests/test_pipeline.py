@@ -80,7 +80,7 @@ def runs(drawn, checkpoint, tmp_path_factory):
     from its training on without being killed."""
     home, before, killed = tmp_path_factory.mktemp('home'), sources(), threading.Event()
     shutil.copytree(drawn/'train'/'real', home/'holiday'/'real')
-    for s, made_by in (('valid', 'gan'), ('test', 'diffusion')):  # the same scenes: near-copies
+    for s, made_by in (('valid', 'gan'), ('test', 'diffusion')):  # other scenes than real
         shutil.copytree(drawn/s/'fake', home/'holiday'/'fake'/made_by)
     (home/'holiday'/'real'/'broken.jpg').write_bytes(b'\xff\xd8\xff')
     def own():
