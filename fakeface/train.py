@@ -564,6 +564,9 @@ def main():
             print(f'fakeface: {e}', file=sys.stderr)
         sys.stdout.flush()
         os._exit(2)  # at once: the others may be waiting
+    except RuntimeError as e:  # recorded, too
+        if 'by peer' not in str(e): raise
+        os._exit(1)  # another process ended, and the launcher says why
 
 if __name__ == '__main__' and globals().get('__spec__'): main()  # not in a notebook
 
