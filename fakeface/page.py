@@ -159,7 +159,7 @@ def legend(): return ' '.join(  # what the colours mean, as a line of HTML
 # %% ../nbs/lib/12_page.ipynb #9a9e001d
 # heading -> which rows stand under it
 GROUPS = {'Generated faces by generators that it learned from': ('fake', True),
-          'Generated faces by others, which it never saw': ('fake', False),
+          'Generated faces from sources that it never saw': ('fake', False),
           'Photographs: the orange ones are accused wrongly': ('real', None)}
 
 def verdict_bars(
