@@ -122,7 +122,7 @@ def hold_file(
 ):
     """The file open for adding text to it, by one process at a time. Raises `FaceError` when
     another one has it, and `OSError`."""
-    # not filelock: it empties the file that it locks, or leaves a second one beside each table
+    # not filelock, whose usual way leaves a second file beside each table
     with open(path, 'a', encoding='utf-8', errors='surrogateescape', newline='') as f:
         try:
             import fcntl
