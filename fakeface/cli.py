@@ -128,9 +128,10 @@ PREDICT = (
     argument('--anchors', metavar='PEM',
              help='with --claims: root certificates whose signers are trusted; default: none are'),
     argument('--heatmaps', metavar='DIR',
-        help='write an overlay for each face: where the evidence lies'),
+             help='write an overlay for each face: where the evidence lies'),
     argument('--method', choices=('gradcam', 'hirescam', 'layercam'),
-        help='of the heatmaps; default: gradcam'), WEIGHTS, DEVICE)
+             help='of the heatmaps; default: gradcam'),
+    WEIGHTS, DEVICE)
 
 # %% ../nbs/lib/15_cli.ipynb #88083d92
 @command(
